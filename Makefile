@@ -1,0 +1,41 @@
+# Two doors: `make demo` and `make test`. Both set everything up by themselves.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/newsgroups
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: setup demo test lint bench report clean
+
+setup: $(VENV)/.installed
+
+# torch goes first and by its exact version: a CPU build. Any other request may pull gigabytes of CUDA packages.
+$(VENV)/.installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/foedus fetch
+	@if [ -f $(RUN)/summary.json ]; then rm -rf $(RUN); fi
+	@if [ -f $(RUN)/treaty.toml ]; then $(BIN)/foedus resume $(RUN); \
+	else $(BIN)/foedus run treaties/newsgroups.toml --out $(RUN); fi
+
+test: setup lint
+	$(BIN)/foedus fetch
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[bench]"
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

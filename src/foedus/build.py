@@ -1,0 +1,234 @@
+"""From a treaty to functions and values. The only reader of a treaty: nothing below this file sees one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from .algorithms import ALGORITHMS
+from .data import Columns, Partition, Splits, SplitPlan, from_dataset, only, partition, read, split
+from .engines import InProcess
+from .errors import DataError
+from .lm.adapters import Full, LoRA, attach
+from .lm.bench import Bench
+from .lm.load import Base, load_base
+from .lm.objectives import Objective, make_objective
+from .loop import Federation
+from .privacy.mechanisms import Unprotected
+from .server import Adaptive, FixedSize, Full as Everyone, Poisson, Sampler, ServerOptimizer, Sgd, WeightedMean
+from .silo import Handler, LocalPlan, Silo
+from .stages import Weigh, chain
+from .treaty import Treaty
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A treaty made ready to run in this process: the rules, the silos, the model, and what answers for them."""
+
+    treaty: Treaty
+    federation: Federation
+    silos: Mapping[str, Silo]
+    splits: Mapping[str, Splits]
+    base: Base
+    bench: Bench
+    plan: LocalPlan
+    together: int
+    seconds: float
+
+    def engine(self, silos: Mapping[str, Silo] | None = None, plan: LocalPlan | None = None) -> InProcess:
+        """An engine for these silos (all of them) that train by this plan (the treaty's)."""
+        plan = plan or self.plan
+        algorithm = replace(self.federation.algorithm, local=plan)
+        disclose = frozenset(name for name in ("loss", "holdings") if getattr(self.treaty.disclosure, name))
+        rows = self.treaty.evaluation.max_windows
+        handler = Handler(self.bench, algorithm, self.federation.stages, self.base.digest, disclose, rows)
+        return InProcess(handler, silos or self.silos, plan, self.together)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether targets are labels, not tokens."""
+        return self.base.task == "sequence-classification"
+
+    @property
+    def final_split(self) -> str | None:
+        """The split that the result is judged by: test, else validation, else none."""
+        held = [name for name in ("test", "validation") if any(len(silo.splits[name]) for silo in self.silos.values())]
+        return held[0] if held else None
+
+
+def build(treaty: Treaty, data: Mapping[str, Any] | None = None, *, base: Base | None = None) -> Workplace:
+    """Loads the model and the data that a treaty names, and puts everything together.
+
+    `data`: silo name → examples (a `datasets.Dataset`, an Arrow table or a list of dicts), when the treaty's source is
+    "memory"; or name → `Splits`. `base`: a base that is loaded already.
+    Raises `TreatyError`, `DataError`, `ModelError` or `AssetError`.
+    """
+    began = time.perf_counter()
+    torch.set_num_threads(treaty.performance.threads or torch.get_num_threads())
+    splits = silo_splits(treaty, data)
+    labels = _labels(splits) if treaty.model.task == "sequence-classification" else ()
+    base = base or load_base(_model_name(treaty), treaty.model.task, labels=labels)
+    attach(base, adapter(treaty), treaty.seed)
+    objective = make_objective(treaty.model.task, treaty.model.max_length, labels)
+    silos = {name: _encode(name, parts, objective, base) for name, parts in splits.items()}
+    plan = local_plan(treaty)
+    _check_sizes(silos, plan)
+    bench = Bench(base, objective, precision=treaty.performance.precision)
+    return Workplace(
+        treaty=treaty,
+        federation=federation(treaty, tuple(silos), base.digest, plan),
+        silos=silos,
+        splits=splits,
+        base=base,
+        bench=bench,
+        plan=plan,
+        together=_together(treaty, bench, plan, len(silos)),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def federation(treaty: Treaty, silos: tuple[str, ...], model: str, plan: LocalPlan) -> Federation:
+    """The rules of the loop, from a treaty."""
+    return Federation(
+        algorithm=_algorithm(treaty, plan),
+        stages=chain(Weigh(treaty.server.weighting, treaty.server.max_weight)),
+        aggregator=WeightedMean(),
+        mechanism=Unprotected(),
+        server_optimizer=_server_optimizer(treaty),
+        sampler=_sampler(treaty, len(silos)),
+        silos=silos,
+        model=model,
+        rounds=treaty.algorithm.rounds,
+        seed=treaty.seed,
+        minimum=treaty.cohort.minimum,
+    )
+
+
+def silo_splits(treaty: Treaty, data: Mapping[str, Any] | None = None) -> dict[str, Splits]:
+    """Who holds what: every silo's examples, split. With `test_source`, the held-out test comes from there."""
+    how = SplitPlan(treaty.split.by, treaty.split.validation, treaty.split.test)
+    seed = treaty.seed
+    if data is not None:
+        return {name: x if isinstance(x, Splits) else split(from_dataset(x, columns(treaty)), how, seed)
+                for name, x in data.items()}  # fmt: skip
+    if treaty.data.source == "memory":
+        raise DataError(
+            "silos' data, since the treaty's source is \"memory\"", "none", "Pass data={name: dataset, …} in Python."
+        )
+    whole = _partitioned(treaty, treaty.data.source)
+    if treaty.data.test_source is None:
+        return {name: split(table, how, seed) for name, table in whole.items()}
+    held = _partitioned(treaty, treaty.data.test_source)
+    without_test = replace(how, test=0.0)
+    return {name: replace(split(table, without_test, seed), test=held.get(name, table.slice(0, 0)))
+            for name, table in whole.items()}  # fmt: skip
+
+
+def columns(treaty: Treaty) -> Columns:
+    """What the columns of the data are called."""
+    d = treaty.data
+    return Columns(d.text, d.target, d.label, d.domain, d.author, d.timestamp)
+
+
+def _partitioned(treaty: Treaty, source: str) -> dict[str, pa.Table]:
+    table = read(source, columns(treaty), base=treaty.folder or Path())
+    if treaty.data.keep is not None:
+        table = only(table, treaty.data.keep)
+    s = treaty.silos
+    how = Partition(s.by, s.count, s.alpha, s.min_examples, s.names, treaty.data.max_examples)
+    return partition(table, how, treaty.seed)
+
+
+def adapter(treaty: Treaty) -> LoRA | Full:
+    """What is trained."""
+    a = treaty.adapter
+    if a.kind == "full":
+        return Full()
+    named = a.targets if len(a.targets) > 1 or a.targets[0] not in ("all-linear", "attention") else a.targets[0]
+    return LoRA(a.rank, a.alpha, a.dropout, named, a.embeddings)
+
+
+def local_plan(treaty: Treaty) -> LocalPlan:
+    """How silos train in a round."""
+    x = treaty.local
+    return LocalPlan(
+        lr=x.lr, batch=x.batch, steps=x.steps, epochs=x.epochs, optimizer=x.optimizer, momentum=x.momentum,
+        weight_decay=x.weight_decay, max_grad_norm=x.max_grad_norm, schedule=x.schedule, warmup=x.warmup,
+        rounds=treaty.algorithm.rounds,
+    )  # fmt: skip
+
+
+def _algorithm(treaty: Treaty, plan: LocalPlan):
+    extra = {"mu": treaty.algorithm.mu} if treaty.algorithm.name == "fedprox" else {}
+    return ALGORITHMS[treaty.algorithm.name](plan, **extra)
+
+
+def _server_optimizer(treaty: Treaty) -> ServerOptimizer:
+    s = treaty.server
+    if s.optimizer == "sgd":
+        return Sgd(s.lr)
+    if s.optimizer == "momentum":
+        return Sgd(s.lr, s.momentum)
+    return Adaptive(s.optimizer, s.lr, s.beta1, s.beta2, s.tau)
+
+
+def _sampler(treaty: Treaty, silos: int) -> Sampler:
+    c = treaty.cohort
+    if c.sampling == "poisson":
+        return Poisson(c.rate)
+    if c.sampling == "fixed" and c.size > silos:
+        raise DataError(f"[cohort] size ≤ {silos}, the number of silos", str(c.size), "Sample fewer silos a round.")
+    if c.minimum > (c.size or silos):
+        raise DataError(
+            f"[cohort] minimum ≤ {c.size or silos}, the silos of a round", str(c.minimum), "Lower the minimum."
+        )
+    return FixedSize(c.size) if c.sampling == "fixed" else Everyone()
+
+
+def _model_name(treaty: Treaty) -> str:
+    """A folder named relative to the treaty is looked up there; any other name is taken as it is."""
+    beside = (treaty.folder or Path()) / treaty.model.base
+    return str(beside) if beside.is_dir() else treaty.model.base
+
+
+def _labels(splits: Mapping[str, Splits]) -> tuple[str, ...]:
+    found: set[str] = set()
+    for parts in splits.values():
+        for table in (parts.train, parts.validation, parts.test):
+            if "label" not in table.column_names:
+                raise DataError("a column with labels", "none", "Name it with [data] label.")
+            found |= set(table["label"].to_pylist())
+    return tuple(sorted(found))
+
+
+def _encode(name: str, parts: Splits, objective: Objective, base: Base) -> Silo:
+    tables = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+    return Silo(name, {which: objective.encode(table, base.tokenizer) for which, table in tables.items()})
+
+
+def _check_sizes(silos: Mapping[str, Silo], plan: LocalPlan) -> None:
+    for silo in silos.values():
+        if silo.examples < plan.batch:
+            raise DataError(
+                f"at least one batch of {plan.batch} rows to train on",
+                f"{silo.examples}",
+                "Lower [local] batch, give the silo more text, or raise [silos] min_examples to leave small ones out.",
+                where=f"silo {silo.name!r}",
+            )
+
+
+def _together(treaty: Treaty, bench: Bench, plan: LocalPlan, silos: int) -> int:
+    wished = treaty.performance.cohort_batch
+    if not bench.stacks:
+        return 1
+    if wished != "auto":
+        return min(int(wished), silos)
+    from .lm.bench import preferred_cohort
+
+    return preferred_cohort(bench, plan.batch, treaty.model.max_length, silos)

@@ -1,0 +1,211 @@
+"""The command line. It adds no option that a treaty does not have; everything that prints figures also takes --json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .errors import FoedusError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Federated fine-tuning of language models that organisations can actually trust.",
+)  # fmt: skip
+out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
+
+TreatyFile = Annotated[Path, typer.Argument(metavar="TREATY", help="A treaty, in TOML.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+class What(StrEnum):
+    """What `foedus list` lists."""
+
+    models = "models"
+    datasets = "datasets"
+    algorithms = "algorithms"
+    optimizers = "optimizers"
+    stages = "stages"
+    mechanisms = "mechanisms"
+
+
+@app.command()
+def check(treaty: TreatyFile, as_json: AsJson = False) -> None:
+    """Resolve a treaty: what leaves a silo, bytes and time, and the guarantee in words. Trains nothing."""
+    from .build import build
+    from .estimate import estimate
+    from .treaty import describe, load, statement
+
+    resolved = load(treaty)
+    cost = estimate(build(resolved))
+    if as_json:
+        _print_json({
+            "treaty": resolved.tables(), "digest": resolved.digest(), "leaves": describe(resolved, cost.parameters),
+            "estimate": vars(cost), "statement": statement(resolved),
+        })  # fmt: skip
+        return
+    out.print(resolved.resolved(), markup=False)
+    out.print("[bold]What leaves a silo[/]")
+    for line in describe(resolved, cost.parameters):
+        out.print(f"  • {line}", markup=False)
+    out.print("\n[bold]What it costs[/]")
+    for line in _costs(cost, resolved.algorithm.rounds):
+        out.print(f"  • {line}", markup=False)
+    out.print("\n[bold]Guarantee[/]")
+    out.print(statement(resolved), markup=False)
+
+
+@app.command()
+def run(
+    treaty: TreatyFile,
+    out_folder: Annotated[Path, typer.Option("--out", metavar="RUN", help="A new folder for the run.")],
+    as_json: AsJson = False,
+) -> None:
+    """Carry out a treaty in this process, into a new folder."""
+    from .build import build
+    from .execute import begin
+    from .governance import RunFolder
+    from .treaty import load
+
+    RunFolder.check_free(out_folder)
+    place = build(load(treaty))  # whatever is wrong with model or data shows before there is a folder
+    _carry_out(begin(place.treaty, out_folder), place, None, as_json)
+
+
+@app.command()
+def resume(
+    run: RunPath,
+    round: Annotated[int | None, typer.Option(metavar="N", help="Go back to the checkpoint of this round.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run after a crash; it ends as it would have without one."""
+    from .build import build
+    from .execute import treaty_of
+    from .governance import RunFolder
+
+    folder = RunFolder.open(run)
+    _carry_out(folder, build(treaty_of(folder)), round, as_json)
+
+
+@app.command()
+def report(run: RunPath, as_json: AsJson = False) -> None:
+    """Write the report of a run anew, from what is in its folder, and print the result."""
+    from .governance import RunFolder
+    from .report import write_report
+    from .report.console import summary_lines
+
+    folder = RunFolder.open(run)
+    page = write_report(folder.path)
+    summary = folder.read_json("summary.json")
+    if as_json:
+        _print_json({"report": str(page), "summary": summary})
+        return
+    if summary is not None:
+        out.print(summary_lines(summary))
+    out.print(f"Report: {page}", markup=False)
+
+
+@app.command("list")
+def list_(what: Annotated[What, typer.Argument()], as_json: AsJson = False) -> None:
+    """List what a treaty can name: models, datasets, algorithms, optimizers, stages, mechanisms."""
+    from .listing import LISTINGS
+
+    rows = LISTINGS[what.value]()
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    out.print(table)
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME ...]", help="By default, the demo's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring models and data sets into the cache, verified; they work offline afterwards."""
+    from .assets import fetch as bring
+
+    fetched = {}
+    for name in names or ["smollm2-135m-instruct", "20newsgroups"]:
+        with _downloads(name) as progress:
+            fetched[name] = str(bring(name, progress=progress))
+    if as_json:
+        _print_json(fetched)
+    else:
+        for name, folder in fetched.items():
+            out.print(f"{name}: {folder}", markup=False)
+
+
+def main() -> None:
+    """The entry point: prints errors of ours in their three parts, and exits with 2."""
+    try:
+        app()
+    except FoedusError as error:
+        for problem in getattr(error, "problems", (error,)):
+            _explain(problem)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        err.print("Stopped. A run goes on with `foedus resume`.")
+        raise SystemExit(130) from None
+
+
+def _carry_out(folder: Any, place: Any, round: int | None, as_json: bool) -> None:
+    from .execute import execute
+    from .progress import shown
+    from .report.console import summary_lines
+
+    summary: dict[str, Any] = {}
+    for event in shown(execute(folder, place, round=round), console=err):
+        summary = dict(event.row) if event.kind == "done" else summary
+    if as_json:
+        _print_json(summary)
+        return
+    out.print(summary_lines(summary))
+    out.print(f"Adapter: {folder.path / 'adapter'}\nReport:  {folder.path / 'report.html'}", markup=False)
+
+
+def _costs(cost: Any, rounds: int) -> list[str]:
+    return [
+        f"{cost.parameters:,} trained parameters",
+        f"bytes of one silo in one round: {cost.bytes_down:,} down, {cost.bytes_up:,} up (exact)",
+        f"bytes of the whole run: {cost.bytes_total / 1e6:,.1f} MB over {rounds} rounds",
+        f"one local step takes {cost.step_seconds:.2f} s here; {cost.steps} of them a silo and round",
+        f"about {cost.seconds / 60:.1f} minutes on this machine, baselines and evaluations included (give or take a third)",
+    ]
+
+
+def _explain(error: FoedusError) -> None:
+    err.print(f"[bold red]{type(error).__name__}[/]", end="")
+    err.print(f" {error.where}" if error.where else "", markup=False)
+    for word, said in (("expected", error.expected), ("got", error.came), ("do", error.do)):
+        err.print(f"  {word:>8}  {said}", markup=False)
+
+
+@contextmanager
+def _downloads(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for one asset; silent where there is no terminal."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+        task = bar.add_task(name, total=None)
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{name}: {what}", completed=done, total=total)
+
+        yield progress
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

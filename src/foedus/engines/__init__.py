@@ -1,0 +1,6 @@
+"""Engines: the narrow waist between the server's loop and the silos. Read `base.py` for the contract."""
+
+from .base import Ask, Engine
+from .in_process import InProcess
+
+__all__ = ["Ask", "Engine", "InProcess"]

@@ -1,0 +1,25 @@
+"""The contract of an engine: it carries asks to silos and brings answers back, as they arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..types import Report
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question to one silo. `kind`: "train", or "evaluate" with the `split` to look at. `payload`: a task as bytes."""
+
+    kind: str
+    silo: str
+    payload: bytes
+    split: str = ""
+
+
+class Engine(Protocol):
+    """`ask` yields one report for every ask, in any order; a silo that failed answers with `receipt.failure`."""
+
+    def ask(self, asks: Sequence[Ask]) -> Iterator[Report]: ...

@@ -1,0 +1,327 @@
+"""A treaty carried out: baselines, rounds, checkpoints, ledger, adapter, summary and report, into one run's folder.
+
+`execute` is a generator of events, so a progress bar is a `for` loop. It may be killed at any moment; called again on
+the same folder it goes on from the last checkpoint, and ends in the same adapter, bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from . import loop, report, wire
+from .build import Workplace, adapter
+from .engines import InProcess
+from .evaluation import figures
+from .governance import Ledger, RunFolder
+from .governance.machine import hardware, versions
+from .lm.adapters import save_adapter
+from .loop import Federation
+from .server import Full, Sgd
+from .silo import Silo, pool
+from .treaty import Treaty, parse, privacy
+from .types import Release, State, Task
+
+FEDERATED, POOLED, LOCAL, BASE = "federated", "pooled", "local_only", "base"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened. `kind`: "begin" (a phase), "round", "evaluation", or "done"; `row`: its metrics."""
+
+    kind: str
+    phase: str = ""
+    round: int = 0
+    rounds: int = 0
+    row: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every phase of a run needs."""
+
+    treaty: Treaty
+    folder: RunFolder
+    ledger: Ledger
+    place: Workplace
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One trajectory of training: the federation itself, everybody's data pooled, or one silo alone."""
+
+    name: str
+    federation: Federation
+    engine: InProcess
+    evaluate_every: int | None = None
+
+
+def begin(treaty: Treaty, path: Path) -> RunFolder:
+    """A new run's folder for a treaty. It remembers where the treaty lay, since a relative data source starts there."""
+    folder = RunFolder.create(path, treaty.resolved())
+    folder.write_json("origin.json", {"folder": os.path.relpath(treaty.folder or Path(), path)})
+    return folder
+
+
+def treaty_of(folder: RunFolder) -> Treaty:
+    """The treaty that a run's folder was made for."""
+    file = folder.path / "treaty.toml"
+    origin = (folder.read_json("origin.json") or {"folder": "."})["folder"]
+    return dataclasses.replace(parse(file.read_text(), where=str(file)), folder=folder.path / origin)
+
+
+def execute(folder: RunFolder, place: Workplace, *, round: int | None = None) -> Iterator[Event]:
+    """Carries out the treaty of `place` in `folder`, from the last checkpoint (or that of `round`), and writes it all."""
+    treaty = place.treaty
+    with folder.lock():
+        session = Session(treaty, folder, Ledger(folder.path / "ledger.jsonl"), place)
+        folder.keep_metrics(folder.metrics())  # without a line that a crash tore
+        _open_ledger(session)
+        yield from _base(session)
+        yield from _train(session, _federated(session), round)
+        sha256 = _save_adapter(session)
+        for phase in _baselines(session):
+            yield from _train(session, phase, None)
+        summary = summarise(session, sha256)
+        folder.write_json("summary.json", summary)
+        card = report.model_card(summary, treaty.resolved())
+        folder.write("adapter/README.md", card.encode())
+        body = {"adapter": sha256, "rounds": treaty.algorithm.rounds}
+        session.ledger.once("closed", body, same=("adapter",))
+        report.write_report(folder.path)
+        yield Event("done", row=summary)
+
+
+# Phases
+
+
+def _federated(s: Session) -> Phase:
+    return Phase(FEDERATED, s.place.federation, s.place.engine(), s.treaty.evaluation.every)
+
+
+def _baselines(s: Session) -> Iterator[Phase]:
+    """Ordinary training with the same steps on the same tokens: an optimizer that keeps its state, and no federation."""
+    wished = s.treaty.evaluation.baselines
+    if "pooled" in wished:
+        together = pool(POOLED, list(s.place.silos.values()))
+        yield _ordinary(s, POOLED, together, s.treaty.evaluation.every)
+    if "local" in wished:
+        for silo in s.place.silos.values():
+            yield _ordinary(s, f"local:{silo.name}", silo, None)
+
+
+def _ordinary(s: Session, name: str, silo: Silo, every: int | None) -> Phase:
+    plan = replace(s.place.plan, keep=True)
+    rules = replace(
+        s.place.federation, algorithm=replace(s.place.federation.algorithm, local=plan),
+        server_optimizer=Sgd(1.0), sampler=Full(), silos=(silo.name,), minimum=1,
+    )  # fmt: skip
+    return Phase(name, rules, s.place.engine({silo.name: silo}, plan), every)
+
+
+def _base(s: Session) -> Iterator[Event]:
+    if "base" in s.treaty.evaluation.baselines:
+        state = loop.start(s.place.federation, s.place.bench.start())
+        yield from _evaluate(s, BASE, state, "validation")
+        if s.place.final_split == "test":
+            yield from _evaluate(s, BASE, state, "test")
+
+
+def _train(s: Session, phase: Phase, round: int | None) -> Iterator[Event]:
+    """All rounds of a phase that are still to do, and the evaluations that are due."""
+    key = quote(phase.name, safe="")
+    restored = s.folder.restore(key, round)
+    state = restored[0] if restored else loop.start(phase.federation, s.place.bench.start())
+    phase.engine.memory.update(restored[1] if restored else {})
+    s.folder.keep_metrics([row for row in s.folder.metrics() if row["phase"] != phase.name or row["round"] <= state.round])
+    yield Event("begin", phase.name, state.round, phase.federation.rounds)
+    yield from _due(s, phase, state)
+    began = time.perf_counter()
+    for state, release in loop.run(phase.federation, phase.engine, state):
+        row = _round_row(phase, state, release, time.perf_counter() - began)
+        s.folder.metric(row)
+        if phase.name == FEDERATED:
+            _record(s, state, release)
+        s.folder.checkpoint(key, state, phase.engine.memory)
+        yield Event("round", phase.name, state.round, phase.federation.rounds, row)
+        yield from _due(s, phase, state)
+        began = time.perf_counter()
+    yield from _final(s, phase, state)
+
+
+def _due(s: Session, phase: Phase, state: State) -> Iterator[Event]:
+    every = phase.evaluate_every
+    if every and state.round and (state.round % every == 0 or state.round == phase.federation.rounds):
+        yield from _evaluate(s, phase.name, state, "validation")
+
+
+def _final(s: Session, phase: Phase, state: State) -> Iterator[Event]:
+    split = s.place.final_split
+    if split and phase.name.startswith("local:"):
+        yield from _evaluate(s, phase.name, state, split, only=phase.federation.silos)
+    elif split:
+        yield from _evaluate(s, phase.name, state, split)
+
+
+# Evaluation
+
+
+def _evaluate(s: Session, phase: str, state: State, split: str, only: Sequence[str] | None = None) -> Iterator[Event]:
+    """Asks the silos for their sums on a split, unless that has been done; silos without one are not asked."""
+    done = any(row["kind"] == "evaluation" and (row["phase"], row["round"], row["split"]) == (phase, state.round, split)
+               for row in s.folder.metrics())  # fmt: skip
+    silos = tuple(name for name in only or s.place.silos if len(s.place.silos[name].splits[split]))
+    if done or not silos:
+        return
+    began = time.perf_counter()
+    task = Task(state.round, s.place.base.digest, state.params, silos, s.treaty.seed)
+    answers = loop.ask(s.place.engine(), "evaluate", task, split=split)
+    by_silo = {r.silo: wire.unpack(r.payload)[0] for r in answers if not r.receipt.failure}
+    row = {
+        "kind": "evaluation", "phase": phase, "round": state.round, "split": split,
+        **figures(by_silo, labelled=s.place.labelled),
+        "sums": {silo: _nest(tree) for silo, tree in by_silo.items()},
+        "failures": {r.silo: r.receipt.failure for r in answers if r.receipt.failure},
+        "seconds": {"evaluate": time.perf_counter() - began},
+    }  # fmt: skip
+    s.folder.metric(row)
+    yield Event("evaluation", phase, state.round, s.place.federation.rounds, row)
+
+
+def _nest(tree) -> dict[str, dict[str, float]]:
+    out: dict[str, dict[str, float]] = {}
+    for (measure, domain), x in tree.items():
+        out.setdefault(domain, {})[measure] = float(x[0])
+    return out
+
+
+def _flatten(nested: Mapping[str, Mapping[str, float]]):
+    return {(measure, domain): [x] for domain, sums in nested.items() for measure, x in sums.items()}
+
+
+# Records
+
+
+def _open_ledger(s: Session) -> None:
+    body = {"treaty": s.treaty.digest(), "model": s.place.base.digest, "silos": list(s.place.silos)}
+    s.ledger.once("opened", body, same=("treaty",))
+
+
+def _record(s: Session, state: State, release: Release) -> None:
+    """The ledger's record of a round: who, which bytes, what was released, under which event."""
+    body = {
+        "round": state.round,
+        "task": next((r.task for r in release.receipts if r.task), ""),
+        "reports": {r.silo: {"payload": r.payload, "bytes": r.bytes_up} for r in release.receipts if not r.failure},
+        "failures": {r.silo: r.failure for r in release.receipts if r.failure},
+        "release": wire.digest(wire.pack(release.tensors, {})),
+        "params": wire.digest(wire.pack({("params", name): x for name, x in state.params.items()}, {})),
+        "event": dict(release.event),
+    }
+    s.ledger.once("round", body, same=("round",))
+
+
+def _round_row(phase: Phase, state: State, release: Release, seconds: float) -> dict[str, Any]:
+    came = [r for r in release.receipts if not r.failure]
+    losses, targets = release.tensors.get(("metric", "loss")), release.tensors.get(("metric", "targets"))
+    train = sum(r.seconds for r in came)
+    return {
+        "kind": "round", "phase": phase.name, "round": state.round,
+        "loss": float(losses[0] / targets[0]) if losses is not None and targets[0] else None,
+        "silos": {r.silo: {**r.disclosed, "bytes_up": r.bytes_up, "bytes_down": r.bytes_down, "seconds": r.seconds}
+                  for r in came},
+        "failures": {r.silo: r.failure for r in release.receipts if r.failure},
+        "seconds": {"train": train, "federation": max(0.0, seconds - train)},
+    }  # fmt: skip
+
+
+def _save_adapter(s: Session) -> str:
+    state, _ = s.folder.restore(FEDERATED) or (loop.start(s.place.federation, s.place.bench.start()), {})
+    return save_adapter(s.place.base, adapter(s.treaty), state.params, s.folder.path / "adapter", "")
+
+
+def summarise(s: Session, sha256: str) -> dict[str, Any]:
+    """summary.json: every figure a reader or a program may want of a finished run."""
+    rows = s.folder.metrics()
+    rounds = [row for row in rows if row["kind"] == "round" and row["phase"] == FEDERATED]
+    treaty, place = s.treaty, s.place
+    return {
+        "name": treaty.name,
+        "treaty": {"digest": treaty.digest(), "name": treaty.name},
+        "rounds": treaty.algorithm.rounds,
+        "silos": len(place.silos),
+        "seed": treaty.seed,
+        "versions": versions(),
+        "hardware": {**hardware(), "precision": place.bench.precision, "cohort_batch": place.together},
+        "holdings": holdings(place) if treaty.disclosure.holdings else {},
+        "bytes": {way: {silo: [row["silos"].get(silo, {}).get(f"bytes_{way}", 0) for row in rounds]
+                        for silo in place.silos} for way in ("up", "down")},
+        "seconds": _seconds(rows, place.seconds),
+        "privacy": privacy(treaty),
+        "evaluation": _evaluation(s, rows),
+        "algorithm": {"name": treaty.algorithm.name, "server_optimizer": treaty.server.optimizer,
+                      "local_steps": treaty.local.steps, "local_epochs": treaty.local.epochs},
+        "adapter": {"sha256": sha256, "kind": treaty.adapter.kind,
+                    "rank": treaty.adapter.rank if treaty.adapter.kind == "lora" else None,
+                    "parameters": sum(x.size for x in place.bench.start().values())},
+        "model": {"name": place.base.name, "digest": place.base.digest,
+                  "parameters": sum(p.numel() for p in place.base.model.parameters())},
+        "failures": [{"round": row["round"], "silo": silo, "why": why}
+                     for row in rounds for silo, why in row["failures"].items()],
+    }  # fmt: skip
+
+
+def holdings(place: Workplace) -> dict[str, Any]:
+    """Who holds what: examples by split, tokens, domains and labels."""
+    out: dict[str, Any] = {}
+    for name, parts in place.splits.items():
+        tables = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+        out[name] = {which: len(table) for which, table in tables.items()}
+        out[name]["tokens"] = sum(int(place.silos[name].splits[which].tokens) for which in tables)
+        for column in ("domain", "label"):
+            counts = _counts(tables.values(), column)
+            if counts:
+                out[name][f"{column}s"] = counts
+    return out
+
+
+def _counts(tables, column: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for table in tables:
+        if column in table.column_names:
+            for value in table[column].to_pylist():
+                counts[str(value)] = counts.get(str(value), 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _evaluation(s: Session, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last evaluation of every phase on the final split; `local_only` is each silo on its own data, added up."""
+    split = s.place.final_split
+    done = [row for row in rows if row["kind"] == "evaluation" and row["split"] == split]
+    last = {row["phase"]: row for row in done}
+    out = {phase: _figures_of(last[phase]) for phase in (BASE, POOLED, FEDERATED) if phase in last}
+    alone = {name: sums for phase, row in last.items() if phase.startswith("local:") for name, sums in row["sums"].items()}
+    if alone:
+        by_silo = {silo: _flatten(nested) for silo, nested in alone.items()}
+        out[LOCAL] = figures(by_silo, labelled=s.place.labelled)
+    return out
+
+
+def _figures_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("perplexity", "bits_per_byte", "token_accuracy", "accuracy") if name in row}
+
+
+def _seconds(rows: Sequence[Mapping[str, Any]], load: float) -> dict[str, float]:
+    out = dict.fromkeys(("load", "train", "federation", "evaluate", "pooled", "local_only"), 0.0)
+    out["load"] = load
+    for row in rows:
+        phase = LOCAL if row["phase"].startswith("local:") else row["phase"]
+        for name, seconds in row["seconds"].items():
+            out[phase if name != "evaluate" and phase != FEDERATED else name] += seconds
+    return {**out, "total": sum(out.values())}

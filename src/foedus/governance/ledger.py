@@ -1,0 +1,98 @@
+"""The ledger: an append-only file of JSON records, each holding the hash of the one before.
+
+A record is `{"index", "previous", "kind", "body", "hash"}`; its hash is SHA-256 over the canonical JSON of the rest. It
+holds digests, counts and names of silos, never data, and no clock: redoing a round on the same machine gives the same
+record, which is how a resumed run knows that it did.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunError
+from ..wire import canonical, digest
+from .disk import disk
+
+ORIGIN = "0" * 64
+
+Record = dict[str, Any]
+
+
+class Ledger:
+    """One ledger file. Opening it verifies the chain; a last line torn by a crash is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[Record] = []
+        if path.exists():
+            self._drop_torn_line()
+            self.records = verify(path)
+
+    def append(self, kind: str, body: Mapping[str, Any]) -> Record:
+        """Adds a record, durably; returns it."""
+        record: Record = {
+            "index": len(self.records),
+            "previous": self.records[-1]["hash"] if self.records else ORIGIN,
+            "kind": kind,
+            "body": dict(body),
+        }
+        record["hash"] = digest(canonical(record))
+        with disk(self.path), self.path.open("ab") as file:
+            file.write(canonical(record) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.records.append(record)
+        return record
+
+    def once(self, kind: str, body: Mapping[str, Any], *, same: tuple[str, ...]) -> Record:
+        """Adds a record unless the ledger has one of this kind that agrees on the fields `same`.
+
+        A round that was redone after a crash must come out as it did before; if it did not, the ledger keeps both, and
+        the new one says `"redone": true`.
+        """
+        def agrees(record: Record) -> bool:
+            return record["kind"] == kind and all(record["body"].get(f) == body.get(f) for f in same)
+
+        known = next((record for record in reversed(self.records) if agrees(record)), None)
+        if known is None:
+            return self.append(kind, body)
+        if {**known["body"], "redone": True} == {**body, "redone": True}:
+            return known
+        return self.append(kind, {**body, "redone": True})
+
+    def _drop_torn_line(self) -> None:
+        blob = self.path.read_bytes()
+        whole = blob[: blob.rfind(b"\n") + 1]
+        if whole != blob:
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+
+
+def verify(path: Path) -> list[Record]:
+    """The records, after checking every hash and link. Raises `RunError` naming the first line that does not fit."""
+    records: list[Record] = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            stated = record.pop("hash")
+            links = (record["index"], record["previous"])
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise _broken(path, number, "a record in JSON with index, previous and hash", "something else") from None
+        previous = records[-1]["hash"] if records else ORIGIN
+        if links != (number - 1, previous):
+            raise _broken(path, number, f"record {number - 1} after {previous[:12]}", f"{links[0]} after {links[1]!s:.12}")
+        if stated != digest(canonical(record)):
+            raise _broken(path, number, f"the content that hashes to {stated[:12]}", "content that was changed")
+        records.append({**record, "hash": stated})
+    return records
+
+
+def _broken(path: Path, line: int, expected: str, came: str) -> RunError:
+    return RunError(
+        expected, came, "Somebody or something changed the ledger: keep the folder as it is and find out who.",
+        where=f"{path.name}, line {line}",
+    )  # fmt: skip

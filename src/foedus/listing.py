@@ -1,0 +1,73 @@
+"""What a treaty can name, for `foedus list`: each row a name and a line about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def models() -> list[Row]:
+    return _assets("model")
+
+
+def datasets() -> list[Row]:
+    return _assets("dataset")
+
+
+def algorithms() -> list[Row]:
+    from .algorithms import ALGORITHMS
+
+    return [{"name": name, "about": _headline(inspect.getmodule(cls))} for name, cls in ALGORITHMS.items()]
+
+
+def optimizers() -> list[Row]:
+    from .server import OPTIMIZERS
+
+    rows = [{"name": name, "where": "server", "about": about} for name, about in OPTIMIZERS.items()]
+    local = {"adamw": "AdamW (Loshchilov & Hutter 2019)", "sgd": "SGD, with or without momentum"}
+    return rows + [{"name": name, "where": "local", "about": about} for name, about in local.items()]
+
+
+def stages() -> list[Row]:
+    from . import stages as room
+
+    return [_class_row(cls) for cls in (room.Weigh,)]
+
+
+def mechanisms() -> list[Row]:
+    from . import privacy as room
+
+    return [_class_row(cls) for cls in (room.Unprotected,)]
+
+
+def _assets(kind: str) -> list[Row]:
+    from .assets import CATALOG, cached
+
+    return [
+        {"name": a.name, "MB": round(a.bytes / 1e6), "fetched": "yes" if cached(a.name) else "no",
+         "licence": a.licence, "about": a.about}
+        for a in CATALOG.values() if a.kind == kind
+    ]  # fmt: skip
+
+
+def _class_row(cls: type) -> Row:
+    fields = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+    return {"name": cls.__name__, "takes": fields, "about": _headline(cls)}
+
+
+def _headline(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").split("\n")[0]
+
+
+LISTINGS: dict[str, Callable[[], list[Row]]] = {
+    "models": models,
+    "datasets": datasets,
+    "algorithms": algorithms,
+    "optimizers": optimizers,
+    "stages": stages,
+    "mechanisms": mechanisms,
+}

@@ -1,0 +1,334 @@
+"""The work bench: one frozen base model, and the trainable parameters of K silos at once. K = 1 is the ordinary case.
+
+A `Bench` never changes its model: parameters go in with every call, so a hundred silos share one base. What it computes is a
+sum of cross-entropies and the number of targets behind it, never a mean, so that batches and silos can be added.
+
+Two ways through the model give the same numbers within rounding: `fast.py`, for models of the Llama kind with LoRA, and the
+model's own code with `stacked.py` under its parameters, for everything else. Both end in `head.py` where the head is frozen.
+A bench is for one thread at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from ..errors import ModelError, one_of
+from . import fast, head
+from .stacked import NoRule, halve, stack
+
+if TYPE_CHECKING:
+    from .load import Base
+    from .objectives import Objective
+
+Batch = Mapping[str, Tensor]
+Leaves = Mapping[str, Tensor]
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+IGNORED = -100
+"""The label of a position that is no target, as in transformers."""
+
+
+class Bench:
+    """Losses and scores of one frozen base under given trainable parameters.
+
+    `precision`: "fp32", "bf16", or "auto": bf16 where the processor multiplies it in hardware, else fp32. In bf16 the products
+    with frozen matrices and LoRA's run in bf16; parameters, norms, softmax and losses stay float32.
+    The model's parameters with `requires_grad` are the trainable ones, so build the bench after `attach`. LoRA's dropout, where
+    there is some, draws from torch's global generator in `losses`.
+    """
+
+    def __init__(self, base: Base, objective: Objective, *, precision: str = "auto") -> None:
+        self.base, self.objective = base, objective
+        self.model: Any = base.model
+        self.device = next(self.model.parameters()).device
+        self.precision = _resolve(precision, self.device)
+        self._core: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self._trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self._dropouts = [m for name, m in self.model.named_modules() if "lora_dropout" in name and _drops(m)]
+        accepted = inspect.signature(self._core.forward).parameters
+        self._arguments = {"use_cache": False} if "use_cache" in accepted else {}
+        self._head: tuple[Tensor, Tensor | None] | None = None
+        self._halves: dict[str, Tensor] = {}
+        self._fast = self._find_fast()
+        if self._fast is None:
+            self._prepare()
+            if not self._halves and self._head is None:
+                self.precision = "fp32"  # every matrix is trained: none is left to hold in bf16
+
+    @cached_property
+    def stacks(self) -> bool:
+        """Whether `losses` takes several silos as one batch: every trainable parameter has a rule, and nothing is random."""
+        return not self._dropouts and (self._fast is not None or self._has_rules())
+
+    def start(self) -> dict[str, np.ndarray]:
+        """The model's own values of the trainable parameters: float32 copies, in the order of `named_parameters()`."""
+        return {name: p.detach().float().cpu().numpy().copy() for name, p in self._trainable.items()}
+
+    def leaves(self, params: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+        """K silos' parameters as (K, *shape) float32 leaves that require gradients."""
+        stacked = {name: np.stack([np.asarray(p[name], np.float32) for p in params]) for name in self._trainable}
+        return {name: torch.from_numpy(x).to(self.device).requires_grad_() for name, x in stacked.items()}
+
+    def losses(self, leaves: Leaves, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """(K,) sums of cross-entropy in nats, differentiable (once) in `leaves`, and (K,) numbers of targets (int64).
+
+        Batch k belongs to row k of every leaf. Batches may differ in rows and in length. Where `stacks` is false the silos go
+        one by one, with the same result.
+        """
+        with self._training():
+            if len(batches) == 1 or self.stacks:
+                return self._together(leaves, batches)
+            alone = [self._together(_silo(leaves, k), [batch]) for k, batch in enumerate(batches)]
+        sums, counts = zip(*alone, strict=True)
+        return torch.cat(sums), torch.cat(counts)
+
+    @torch.no_grad()
+    def scores(self, params: Mapping[str, np.ndarray], batch: Batch) -> dict[str, np.ndarray]:
+        """Per row of `batch`: "nll" (float64, nats), "targets" and "correct" (int64; targets that are the arg max)."""
+        leaves = {name: x.detach() for name, x in self.leaves([params]).items()}
+        batch = self._here(batch)
+        nll, hits = self._predict(leaves, batch, 1, hits=True)
+        return _per_row(self._owners(batch), len(batch["labels"]), nll, hits)
+
+    def _together(self, leaves: Leaves, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """One pass for K silos."""
+        silos = len(batches)
+        batch = self._here(self._merged(batches))
+        owners = self._owners(batch).div(len(batch["labels"]) // silos, rounding_mode="floor")
+        counts = torch.bincount(owners, minlength=silos)
+        if self._fast is not None and torch.is_grad_enabled():
+            tokens = self._tokens(batch, silos)
+            if tokens is not None:
+                names = list(self._trainable)
+                inputs = (leaves[name] for name in names)
+                return fast.Losses.apply(self._fast, tokens, owners, names, *inputs), counts
+        nll, _ = self._predict(leaves, batch, silos)
+        return fast.sums(nll, owners, silos), counts
+
+    def _predict(self, leaves: Leaves, batch: Batch, silos: int, *, hits: bool = False) -> tuple[Tensor, Any]:
+        """Cross-entropy of each target, (p,) float32; with `hits`, also whether it is the arg max, (p,)."""
+        if self._fast is not None and not torch.is_grad_enabled():
+            tokens = self._tokens(batch, silos)
+            if tokens is not None:
+                outcome = self._fast.run(leaves, tokens, gradient=False, hits=hits)
+                return outcome.nll, outcome.hits
+        if self._head is not None:
+            states, targets = self.objective.align(self._states(leaves, batch, silos), batch["labels"])
+            if hits:
+                nll, _, hit = head.forward(states, *self._head, targets, hits=True)
+                return nll, hit
+            return head.cross_entropy(states, *self._head, targets), None
+        logits, targets = self.objective.align(self._call(leaves, batch, silos).logits, batch["labels"])
+        nll = F.cross_entropy(logits.float(), targets, reduction="none")
+        return nll, logits.argmax(-1) == targets if hits else None
+
+    # ---- through the model's own code ----
+
+    def _call(self, leaves: Leaves, batch: Batch, silos: int) -> Any:
+        rows = len(batch["labels"]) // silos
+        params = {name: x[0] if silos == 1 else stack(x, rows) for name, x in leaves.items()}
+        return functional_call(self.model, params | self._halves, (), self._inputs(batch))
+
+    def _states(self, leaves: Leaves, batch: Batch, silos: int) -> Tensor:
+        """What the output head is given, (b, t, d). The forward pass is left there."""
+        hook = self._core.get_output_embeddings().register_forward_pre_hook(_stop)
+        try:
+            self._call(leaves, batch, silos)
+        except _Reached as reached:
+            return reached.states
+        finally:
+            hook.remove()
+        raise AssertionError("Expected the forward pass to reach its output head.")
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        inputs = {name: x for name, x in batch.items() if name != "labels"} | self._arguments
+        if self.objective.task == "seq2seq" and "decoder_input_ids" not in inputs:
+            inputs["decoder_input_ids"] = self._core.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        return inputs
+
+    def _prepare(self) -> None:
+        """Half-width copies of frozen matrices, and the frozen output head if the logits are what it says, as it says it."""
+        output = self._output()
+        if self.precision == "bf16":
+            skip = {id(p) for p in self._trainable.values()} | {id(m.weight) for m in _embeddings(self.model)}
+            self._halves = {
+                name: halve(p) for name, p in _matrices(self.model) if id(p) not in skip and p is not output
+            }
+        if output is None:
+            return
+        dtype = PRECISIONS[self.precision]
+        module = self._core.get_output_embeddings()
+        self._head = module.weight.detach().to(dtype), None if module.bias is None else module.bias.detach().to(dtype)
+        if not self._ends_in_head():
+            self._head = None
+
+    def _output(self) -> nn.Parameter | None:
+        """The weight of the output head, if it is a plain frozen linear layer and the task is to predict tokens."""
+        if self.objective.task == "sequence-classification":
+            return None
+        module = self._core.get_output_embeddings()
+        frozen = type(module) is nn.Linear and not any(id(p) in map(id, self._trainable.values()) for p in module.parameters())
+        return module.weight if frozen else None
+
+    @torch.no_grad()
+    def _ends_in_head(self) -> bool:
+        """Whether nothing follows the head, such as soft-capping: tried on a few tokens."""
+        batch = self._probe(2, 4)
+        leaves = {name: p.detach()[None] for name, p in self._trainable.items()}
+        states = self._states(leaves, batch, 1)
+        module = self._core.get_output_embeddings()
+        return torch.allclose(self._call(leaves, batch, 1).logits, module(states), rtol=1e-4, atol=1e-4)
+
+    @torch.no_grad()
+    def _has_rules(self) -> bool:
+        """Whether a few tokens of two silos pass: three rows of five tokens each, so that no two sizes agree by chance."""
+        leaves = {name: torch.stack([p.detach(), p.detach()]) for name, p in self._trainable.items()}
+        try:
+            self._predict(leaves, self._probe(6, 5), 2)
+        except NoRule:
+            return False
+        return True
+
+    def _probe(self, rows: int, length: int) -> Batch:
+        """A few rows of one word and the end token, without which BART's classifier refuses a row."""
+        end = getattr(self.base.tokenizer, "eos_token_id", None) or 0
+        ids = torch.full((rows, length), end + 1 if end < 5 else end - 1, device=self.device)
+        ids[:, -1] = end
+        classes = self.objective.task == "sequence-classification"
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": torch.zeros(rows, dtype=torch.long, device=self.device) if classes else ids,
+        }
+
+    # ---- through fast.py ----
+
+    def _find_fast(self) -> fast.Llama | None:
+        if self.objective.task != "causal-lm" or self._dropouts:
+            return None
+        names = {p: name for name, p in self._trainable.items()}
+        return fast.Llama.of(self._core, PRECISIONS[self.precision], names)
+
+    def _tokens(self, batch: Batch, silos: int) -> fast.Tokens | None:
+        """The tokens that targets depend on; rows without a target are left out."""
+        ids, labels = batch["input_ids"], batch["labels"]
+        positions = torch.arange(ids.numel(), device=self.device).view(*ids.shape, 1)
+        where, targets = self.objective.align(positions, labels)
+        mask = batch["attention_mask"] * (labels[:, 1:] != IGNORED).any(1, keepdim=True)
+        return fast.lay_out(ids, mask, where[:, 0], targets, silos) if len(targets) else None
+
+    # ---- batches ----
+
+    def _merged(self, batches: Sequence[Batch]) -> Batch:
+        """One batch in which silo k has the k-th block of rows, all blocks alike.
+
+        Short rows are padded on the right; a silo with fewer rows gets its first one again, without targets.
+        """
+        if len(batches) == 1:
+            return batches[0]
+        rows = max(len(batch["labels"]) for batch in batches)
+        padding = getattr(self.base.tokenizer, "pad_token_id", None) or 0
+        fill = {"labels": IGNORED, "input_ids": padding, "decoder_input_ids": padding}
+        filled = [_with_rows(batch, rows) for batch in batches]
+        return {name: _cat([batch[name] for batch in filled], fill.get(name, 0)) for name in batches[0]}
+
+    def _owners(self, batch: Batch) -> Tensor:
+        """For each of the p targets, the row it is in; (p,), ascending."""
+        labels = batch["labels"]
+        rows = torch.arange(len(labels), device=labels.device).view(-1, *[1] * labels.dim())
+        return self.objective.align(rows.expand(*labels.shape, 1), labels)[0].squeeze(-1)
+
+    def _here(self, batch: Batch) -> Batch:
+        return {name: x.to(self.device) for name, x in batch.items()}
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """LoRA's dropout on, if there is any; the base's own stays off."""
+        for module in self._dropouts:
+            module.train()
+        try:
+            yield
+        finally:
+            for module in self._dropouts:
+                module.eval()
+
+
+class _Reached(Exception):
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+
+def _stop(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    raise _Reached(args[0])
+
+
+def _resolve(precision: str, device: torch.device) -> str:
+    if precision == "auto":
+        return "bf16" if _multiplies_bf16(device) else "fp32"
+    if precision not in PRECISIONS:
+        raise ModelError("a known precision", f'precision="{precision}"', one_of(precision, [*PRECISIONS, "auto"]))
+    return precision
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    """Whether bf16 products run in hardware there. Emulated ones are slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, nn.Dropout) and module.p > 0
+
+
+def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The weights of linear layers, nn.Linear's and GPT-2's transposed kind."""
+    for name, p in model.named_parameters():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if name.endswith("weight") and (isinstance(owner, nn.Linear) or type(owner).__name__ == "Conv1D"):
+            yield name, p
+
+
+def _embeddings(model: nn.Module) -> list[nn.Embedding]:
+    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
+
+
+def _silo(leaves: Leaves, k: int) -> Leaves:
+    return {name: x[k : k + 1] for name, x in leaves.items()}
+
+
+def _with_rows(batch: Batch, rows: int) -> Batch:
+    missing = rows - len(batch["labels"])
+    if not missing:
+        return batch
+    more = {name: x[:1].expand(missing, *x.shape[1:]) for name, x in batch.items()}
+    more["labels"] = torch.full_like(more["labels"], IGNORED)
+    return {name: torch.cat([x, more[name]]) for name, x in batch.items()}
+
+
+def _cat(parts: Sequence[Tensor], filler: int) -> Tensor:
+    if parts[0].dim() == 1:
+        return torch.cat(list(parts))
+    length = max(x.shape[1] for x in parts)
+    return torch.cat([F.pad(x, (0, length - x.shape[1]), value=filler) for x in parts])
+
+
+def _per_row(rows: Tensor, count: int, nll: Tensor, hits: Tensor) -> dict[str, np.ndarray]:
+    """Sums over the targets of each of `count` rows, in float64 and in order."""
+
+    def total(x: Tensor) -> np.ndarray:
+        return np.bincount(rows.cpu().numpy(), weights=x.double().cpu().numpy(), minlength=count)
+
+    correct, targets = total(hits), total(torch.ones_like(nll))
+    return {"nll": total(nll), "targets": targets.astype(np.int64), "correct": correct.astype(np.int64)}

@@ -1,0 +1,495 @@
+"""One training step of a Llama-like model with LoRA, written out by hand: forward and backward in few passes over memory.
+
+Why not autograd: the base is frozen, so most of what autograd would keep and compute is thrown away; its fp32 casts, norms,
+rotary embedding and attention backward took more time than the matrix products. Here
+- frozen weights are held once in the compute dtype (bf16 where the processor has it), q|k|v and gate|up as one matrix each,
+  with the weight of the norm before them multiplied in, so that a norm is x · rsqrt(mean x²) and its output serves three uses;
+- LoRA's products ride on these: one for all A that share an input, one for their B (block-diagonal), K silos by `bmm`;
+- padding is skipped: only attention sees rows of equal length, all else a list of tokens;
+- attention is explicit products, the queries of one key head together: no copies of keys, and a cheap backward;
+- losses are sums, so the gradient of silo k's leaves is known up to one factor when the loss is: it is computed at once, and
+  activations go back to one workspace that the next step reuses.
+The residual stream, norms, rotary embedding, attention scores, softmax and losses are fp32 whatever the compute dtype.
+
+Letters: K silos, T tokens a silo, B rows of s positions, h heads, n key heads, d head dimension, R ranks that share an input.
+Read `Llama.run` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from . import head
+
+FAMILIES = ("llama", "mistral", "qwen2")
+SAVED = 256
+"""Up to this many positions the attention probabilities are kept for the backward pass; beyond, they are made again."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter of one linear layer: names of its leaves, its scale, and which outputs of the fused product it adds to."""
+
+    a: str
+    b: str
+    scale: float
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """Linear layers that share an input, as one. `weight`: (out, in), norm folded in; `fold`: that norm's weight (in,)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    fold: Tensor | None
+    loras: tuple[Lora, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    qkv: Product
+    o: Product
+    gate_up: Product
+    down: Product
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What is computed: the tokens of K silos, T each, and where they are in (B, s). Indices are None where all is dense."""
+
+    silos: int
+    rows: int
+    length: int
+    ids: Tensor  # (K·T,)
+    spread: Tensor | None  # (B·s,) the token at each position (any, where there is none)
+    gather: Tensor | None  # (K·T,) the position of each token
+    hole: Tensor | None  # (B·s, 1) bool: no token here
+    spare: Tensor | None  # (K·T, 1) bool: a token that only fills up its silo's T
+    predicts: Tensor  # (p,) the token whose state predicts each target
+    targets: Tensor  # (p,)
+
+
+def lay_out(ids: Tensor, mask: Tensor, where: Tensor, targets: Tensor, silos: int) -> Tokens | None:
+    """Tokens of right-padded rows; None when the padding is not on the right.
+
+    `ids`, `mask`: (B, s), B = K · rows a silo. `where`: (p,) flat positions whose states predict `targets`.
+    """
+    rows, length = ids.shape
+    there = mask.bool()
+    lengths = there.sum(1)
+    if bool((there != (torch.arange(length, device=ids.device) < lengths[:, None])).any()):
+        return None
+    if bool(there.all()):
+        return Tokens(silos, rows, length, ids.reshape(-1), None, None, None, None, where, targets)
+    there = there.reshape(silos, -1)
+    counts = there.sum(1)
+    width = int(counts.max())
+    spare = torch.arange(width, device=ids.device) >= counts[:, None]
+    rank = there.cumsum(1) - 1 + torch.arange(silos, device=ids.device)[:, None] * width
+    spread = torch.where(there, rank, 0).reshape(-1)
+    gather = torch.zeros(silos * width, dtype=torch.long, device=ids.device)
+    present = there.reshape(-1).nonzero()[:, 0]
+    gather[spread[present]] = present
+    hole = ~there.reshape(-1, 1)
+    return Tokens(
+        silos, rows, length, ids.reshape(-1)[gather], spread, gather, hole,
+        spare.reshape(-1, 1) if bool(spare.any()) else None, spread[where], targets,
+    )  # fmt: skip
+
+
+class Workspace:
+    """One block of memory that steps take from and give back whole. The system's allocator would return it each step and
+    fault every page in again: 4 % of a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.block = torch.empty(0, dtype=torch.uint8, device=device)
+        self.used = self.needed = 0
+
+    def reset(self) -> None:
+        if self.needed > len(self.block):
+            self.block = torch.empty(0, dtype=torch.uint8, device=self.block.device)
+            self.block = torch.empty(self.needed, dtype=torch.uint8, device=self.block.device)
+        self.used = self.needed = 0
+
+    def take(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor, valid until the next `reset`."""
+        count = dtype.itemsize
+        for n in shape:
+            count *= n
+        start, self.needed = self.used, self.needed + -(-count // 64) * 64
+        if start + count > len(self.block):
+            return torch.empty(shape, dtype=dtype, device=self.block.device)
+        self.used = self.needed
+        return self.block[start : start + count].view(dtype).view(shape)
+
+
+class Llama:
+    """The step for one model. `weights` are taken in `dtype`; `names` are the trainable parameters, all of them LoRA's.
+
+    Build it with `Llama.of`, which answers None for a model that this file does not cover.
+    """
+
+    def __init__(self, core: Any, dtype: torch.dtype, names: Mapping[nn.Parameter, str]) -> None:
+        config, body = core.config, core.model
+        self.dtype, self.eps = dtype, float(config.rms_norm_eps)
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.table, self.rotary = body.embed_tokens.weight, body.rotary_emb
+        self.layers = [self._layer(layer, names) for layer in body.layers]
+        self.head = (core.lm_head.weight.detach() * body.norm.weight.detach()).to(dtype)
+        self.space = Workspace(self.table.device)
+
+    @staticmethod
+    def of(core: Any, dtype: torch.dtype, names: Mapping[nn.Parameter, str]) -> Llama | None:
+        """The step for `core` (a causal language model from transformers), or None where a part has no rule here."""
+        return Llama(core, dtype, names) if _covers(core, names) else None
+
+    def _layer(self, layer: Any, names: Mapping[nn.Parameter, str]) -> Layer:
+        attention, mlp, dtype = layer.self_attn, layer.mlp, self.dtype
+        first, second = layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach()
+        return Layer(
+            _product([attention.q_proj, attention.k_proj, attention.v_proj], first, names, dtype),
+            _product([attention.o_proj], None, names, dtype),
+            _product([mlp.gate_proj, mlp.up_proj], second, names, dtype),
+            _product([mlp.down_proj], None, names, dtype),
+        )
+
+    @torch.no_grad()
+    def run(self, leaves: Mapping[str, Tensor], tokens: Tokens, *, gradient: bool, hits: bool = False) -> Outcome:
+        """Losses of the targets, and with `gradient` that of their sum in every leaf."""
+        self.space.reset()
+        x = F.embedding(tokens.ids, self.table).float()
+        turn = self._angles(tokens, x)
+        adapters = [[_Adapter(p, leaves, tokens.silos, self.dtype) for p in _products(layer)] for layer in self.layers]
+        kept = []
+        for layer, adapter in zip(self.layers, adapters, strict=True):
+            x, saved = self._forward(layer, adapter, x, tokens, turn, gradient)
+            kept.append(saved)
+        last, inverse = self._normal(x)
+        states = last if len(tokens.predicts) == len(last) else last.index_select(0, tokens.predicts)
+        nll, slope, hit = head.forward(states, self.head, None, tokens.targets, gradient=gradient, hits=hits)
+        if slope is None:
+            return Outcome(nll, hit, {})
+        g = torch.zeros_like(x)
+        into = torch.zeros_like(last).index_copy_(0, tokens.predicts, slope)
+        self._normal_backward(into, last, inverse, g)
+        for depth in reversed(range(len(self.layers))):
+            self._backward(self.layers[depth], adapters[depth], g, kept.pop(), tokens, turn, deepest=depth == 0)
+        gradients = {name: g for layer in adapters for adapter in layer for name, g in adapter.gradients().items()}
+        return Outcome(nll, hit, gradients)
+
+    def _forward(
+        self, layer: Layer, adapter: Sequence[_Adapter], x: Tensor, tokens: Tokens, turn: Turn, keep: bool
+    ) -> tuple[Tensor, tuple]:
+        """One decoder layer; `x` (K·T, width) float32 is overwritten with the result."""
+        mark = self.space.used, self.space.needed
+        x1, r1 = self._normal(x)
+        qkv, t1 = self._apply(layer.qkv, adapter[0], x1)
+        mixed, attention = self._attend(qkv, tokens, turn)
+        y, t2 = self._apply(layer.o, adapter[1], mixed)
+        x.add_(y)
+        x2, r2 = self._normal(x)
+        gate_up, t3 = self._apply(layer.gate_up, adapter[2], x2)
+        gate, up = gate_up.chunk(2, -1)
+        switch = F.silu(gate)
+        y, t4 = self._apply(layer.down, adapter[3], switch * up)
+        x.add_(y)
+        if not keep:
+            self.space.used, self.space.needed = mark
+            return x, ()
+        return x, (x1, r1, t1, attention, mixed, t2, x2, r2, t3, gate_up, switch, t4)
+
+    def _backward(
+        self, layer: Layer, adapter: Sequence[_Adapter], g: Tensor, kept: tuple, tokens: Tokens, turn: Turn, *,
+        deepest: bool,
+    ) -> None:  # fmt: skip
+        """The same layer back: `g`, float32, is the gradient of its output and becomes that of its input, in place."""
+        x1, r1, t1, attention, mixed, t2, x2, r2, t3, gate_up, switch, t4 = kept
+        gate, up = gate_up.chunk(2, -1)
+        d_act = self._pull(layer.down, adapter[3], g.to(self.dtype), switch * up, t4)
+        d_gate_up = torch.empty_like(gate_up)
+        torch.mul(d_act, switch, out=d_gate_up[:, up.shape[1] :])
+        torch.ops.aten.silu_backward.grad_input(d_act.mul_(up), gate, grad_input=d_gate_up[:, : up.shape[1]])
+        self._normal_backward(self._pull(layer.gate_up, adapter[2], d_gate_up, x2, t3), x2, r2, g)
+        d_mixed = self._pull(layer.o, adapter[1], g.to(self.dtype), mixed, t2)
+        d_qkv = self._attend_backward(d_mixed, attention, tokens, turn)
+        if deepest:
+            adapter[0].learn(d_qkv, x1, t1)
+        else:
+            self._normal_backward(self._pull(layer.qkv, adapter[0], d_qkv, x1, t1), x1, r1, g)
+
+    def _normal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(x / rms x in the compute dtype, 1 / rms x in float32); the norm's weight is in the next product."""
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        return torch.mul(x, r, out=self.space.take(*x.shape, dtype=self.dtype)), r
+
+    def _normal_backward(self, g: Tensor, y: Tensor, r: Tensor, total: Tensor) -> None:
+        """total += r · (g − y · mean(g · y)), with g the gradient of y = x · r."""
+        inner = (g * y).sum(-1, keepdim=True, dtype=torch.float32).div_(-y.shape[-1])
+        total.addcmul_(g.float().addcmul_(y, inner), r)
+
+    def _apply(self, product: Product, adapter: _Adapter, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x W' + (x A') B', and x A'."""
+        out = self.space.take(len(x), len(product.weight), dtype=self.dtype)
+        if product.bias is None:
+            torch.mm(x, product.weight.t(), out=out)
+        else:
+            torch.addmm(product.bias, x, product.weight.t(), out=out)
+        return out, adapter.add(out, x)
+
+    def _pull(self, product: Product, adapter: _Adapter, g: Tensor, x: Tensor, t: Tensor | None) -> Tensor:
+        """The gradient of `x`, given `g` of its product; those of A and B stay with the adapter."""
+        d = torch.mm(g, product.weight)
+        pulled = adapter.learn(g, x, t)
+        if pulled is not None:
+            adapter.push(d, pulled)
+        return d
+
+    def _angles(self, tokens: Tokens, x: Tensor) -> Turn:
+        """Rotary tables, those of the queries with 1/√d in them, and the causal mask."""
+        positions = torch.arange(tokens.length, device=x.device)[None]
+        cos, sin = (t[0, :, : self.dim // 2].float() for t in self.rotary(x, positions))
+        bias = torch.full((tokens.length, tokens.length), float("-inf"), device=x.device).triu_(1)
+        scale = self.dim**-0.5
+        return Turn(cos, sin, cos * scale, sin * scale, bias)
+
+    def _attend(self, qkv: Tensor, tokens: Tokens, turn: Turn) -> tuple[Tensor, tuple]:
+        """Causal attention; (K·T, (h + 2n)·d) to (K·T, h·d)."""
+        n, d, s, rows = self.key_heads, self.dim, tokens.length, tokens.rows
+        group = self.heads // n
+        padded = qkv if tokens.spread is None else qkv.index_select(0, tokens.spread)
+        q, k, v = padded.view(rows, s, -1, d).split([self.heads, n, n], 2)
+        q = q.unflatten(2, (n, group)).permute(0, 2, 3, 1, 4)  # rows n group s d
+        q32 = _rotate(q, turn.q_cos, turn.q_sin).view(rows * n, group * s, d)
+        k32 = _rotate(k.transpose(1, 2), turn.cos, turn.sin).view(rows * n, s, d)
+        v = self.space.take(rows, n, s, d, dtype=self.dtype).copy_(v.transpose(1, 2)).view(rows * n, s, d)
+        p = self.space.take(rows * n, group * s, s, dtype=self.dtype)
+        bias = turn.bias.repeat(group, 1).expand(rows * n, group * s, s)
+        p.copy_(torch.softmax(torch.baddbmm(bias, q32, k32.transpose(1, 2)), -1))
+        out = torch.bmm(p, v).view(rows, n, group, s, d)
+        mixed = self.space.take(rows * s, self.heads * d, dtype=self.dtype)
+        mixed.view(rows, s, n, group, d).copy_(out.permute(0, 3, 1, 2, 4))
+        if tokens.gather is not None:
+            mixed = mixed.index_select(0, tokens.gather)
+        q16 = self.space.take(rows * n, group * s, d, dtype=self.dtype).copy_(q32)
+        k16 = self.space.take(rows * n, s, d, dtype=self.dtype).copy_(k32)
+        return mixed, (q16, k16, v, p)
+
+    def _attend_backward(self, g: Tensor, kept: tuple, tokens: Tokens, turn: Turn) -> Tensor:
+        """The gradient of `qkv`, given `g` of the heads' outputs."""
+        q, k, v, p = kept
+        n, d, s, rows = self.key_heads, self.dim, tokens.length, tokens.rows
+        group = self.heads // n
+        if tokens.spread is not None:
+            g = g.index_select(0, tokens.spread).masked_fill_(tokens.hole, 0)
+        g = g.view(rows, s, n, group, d).permute(0, 2, 3, 1, 4).reshape(rows * n, group * s, d)
+        d_v = torch.bmm(p.transpose(1, 2), g)
+        d_p = torch.bmm(g, v.transpose(1, 2))
+        d_s = torch.ops.aten._softmax_backward_data(d_p, p, -1, p.dtype)
+        d_q = _rotate(torch.bmm(d_s, k).view(rows, n, group, s, d), turn.q_cos, turn.q_sin, back=True)
+        d_k = _rotate(torch.bmm(d_s.transpose(1, 2), q).view(rows, n, s, d), turn.cos, turn.sin, back=True)
+        out = torch.empty(rows, s, self.heads + 2 * n, d, dtype=self.dtype, device=g.device)
+        out[:, :, : self.heads].unflatten(2, (n, group)).copy_(d_q.permute(0, 3, 1, 2, 4))
+        out[:, :, self.heads : self.heads + n].copy_(d_k.transpose(1, 2))
+        out[:, :, self.heads + n :].copy_(d_v.view(rows, n, s, d).transpose(1, 2))
+        out = out.view(rows * s, -1)
+        if tokens.gather is not None:
+            out = out.index_select(0, tokens.gather)
+            if tokens.spare is not None:
+                out.masked_fill_(tokens.spare, 0)
+        return out
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`nll`: (p,) float32. `hits`: (p,) bool or None. `gradients`: of the sum of `nll`, by leaf; {} unless asked for."""
+
+    nll: Tensor
+    hits: Tensor | None
+    gradients: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Turn:
+    cos: Tensor
+    sin: Tensor
+    q_cos: Tensor
+    q_sin: Tensor
+    bias: Tensor
+
+
+class _Adapter:
+    """K silos' LoRA of one fused product: all A as (K, R, in), all B as a block-diagonal (K, out, R), in the compute dtype."""
+
+    def __init__(self, product: Product, leaves: Mapping[str, Tensor], silos: int, dtype: torch.dtype) -> None:
+        self.product, self.leaves, self.silos = product, leaves, silos
+        self.d_a: Tensor | None = None
+        if not product.loras:
+            return
+        a = torch.cat([leaves[lora.a] for lora in product.loras], 1)
+        self.a = (a if product.fold is None else a * product.fold).to(dtype)
+        self.b = torch.zeros(silos, len(product.weight), a.shape[1], dtype=dtype, device=a.device)
+        for lora, ranks in self._blocks():
+            torch.mul(leaves[lora.b], lora.scale, out=self.b[:, lora.start : lora.stop, ranks])
+
+    def add(self, y: Tensor, x: Tensor) -> Tensor | None:
+        """y += (x A') B'; returns x A'."""
+        if not self.product.loras:
+            return None
+        t = _matmul(self._by_silo(x), self.a.transpose(1, 2))
+        _add_matmul(self._by_silo(y), t, self.b.transpose(1, 2))
+        return t
+
+    def learn(self, g: Tensor, x: Tensor, t: Tensor | None) -> Tensor | None:
+        """Keeps the gradients of A and B; returns that of x A'."""
+        if t is None:
+            return None
+        g = self._by_silo(g)
+        pulled = _matmul(g, self.b)
+        self.d_a = _matmul(pulled.transpose(1, 2), self._by_silo(x)).float()
+        self.d_b = _matmul(g.transpose(1, 2), t).float()
+        return pulled
+
+    def push(self, d: Tensor, pulled: Tensor) -> None:
+        """d += (gradient of x A') A."""
+        _add_matmul(self._by_silo(d), pulled, self.a)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """By leaf, float32, in its shape."""
+        if self.d_a is None:
+            return {}
+        d_a = self.d_a if self.product.fold is None else self.d_a * self.product.fold
+        out = {}
+        for lora, ranks in self._blocks():
+            out[lora.a] = d_a[:, ranks]
+            out[lora.b] = self.d_b[:, lora.start : lora.stop, ranks] * lora.scale
+        return out
+
+    def _blocks(self) -> list[tuple[Lora, slice]]:
+        blocks, start = [], 0
+        for lora in self.product.loras:
+            stop = start + self.leaves[lora.a].shape[1]
+            blocks.append((lora, slice(start, stop)))
+            start = stop
+        return blocks
+
+    def _by_silo(self, x: Tensor) -> Tensor:
+        return x.view(self.silos, -1, x.shape[-1])
+
+
+class Losses(torch.autograd.Function):
+    """(K,) sums of the targets' losses as a function of the leaves, for autograd; gradients were made with the losses."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Llama, tokens: Tokens, owner: Tensor, names: Sequence[str], *leaves: Tensor) -> Tensor:
+        outcome = step.run(dict(zip(names, leaves, strict=True)), tokens, gradient=True)
+        ctx.save_for_backward(*(outcome.gradients[name] for name in names))
+        return sums(outcome.nll, owner, tokens.silos)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, None, *(d * g.view(-1, *[1] * (d.dim() - 1)) for d in ctx.saved_tensors)
+
+
+def sums(x: Tensor, owner: Tensor, silos: int) -> Tensor:
+    """(K,) sums of `x` by `owner`, whose values ascend: each a contiguous run, so the order of addition is fixed."""
+    counts = torch.bincount(owner, minlength=silos).tolist()
+    return torch.stack([part.sum() for part in x.split(counts)])
+
+
+def _product(
+    linears: Sequence[Any], fold: Tensor | None, names: Mapping[nn.Parameter, str], dtype: torch.dtype
+) -> Product:
+    bases = [getattr(linear, "base_layer", linear) for linear in linears]
+    weight = torch.cat([base.weight.detach() for base in bases])
+    biases = [base.bias for base in bases]
+    bias = None
+    if any(b is not None for b in biases):
+        rows = [base.weight.new_zeros(len(base.weight)) if base.bias is None else base.bias.detach() for base in bases]
+        bias = torch.cat(rows).to(dtype)
+    loras, start = [], 0
+    for linear, base in zip(linears, bases, strict=True):
+        stop = start + len(base.weight)
+        if base is not linear:
+            (adapter,) = linear.active_adapters
+            a, b = linear.lora_A[adapter].weight, linear.lora_B[adapter].weight
+            loras.append(Lora(names[a], names[b], float(linear.scaling[adapter]), start, stop))
+        start = stop
+    weight = weight if fold is None else weight * fold
+    return Product(weight.to(dtype), bias, fold, tuple(loras))
+
+
+def _products(layer: Layer) -> tuple[Product, ...]:
+    return layer.qkv, layer.o, layer.gate_up, layer.down
+
+
+def _covers(core: Any, names: Mapping[nn.Parameter, str]) -> bool:
+    """Whether every part of this model is one that `Llama` computes, and every trainable parameter is LoRA's."""
+    config = core.config
+    if getattr(config, "model_type", "") not in FAMILIES or getattr(config, "hidden_act", "") != "silu":
+        return False
+    if not hasattr(core, "lm_head") or type(core.lm_head) is not nn.Linear or core.lm_head.bias is not None:
+        return False
+    if type(core.model.embed_tokens) is not nn.Embedding:
+        return False
+    kinds = getattr(config, "layer_types", None) or []
+    if getattr(config, "sliding_window", None) is not None and (not kinds or set(kinds) != {"full_attention"}):
+        return False
+    found: set[nn.Parameter] = set()
+    for layer in core.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
+                       mlp.gate_proj, mlp.up_proj, mlp.down_proj):  # fmt: skip
+            if type(linear) is nn.Linear:
+                continue
+            if not _plain_lora(linear):
+                return False
+            (adapter,) = linear.active_adapters
+            found |= {linear.lora_A[adapter].weight, linear.lora_B[adapter].weight}
+    return found == set(names)
+
+
+def _plain_lora(linear: Any) -> bool:
+    """A PEFT LoRA layer over nn.Linear: one active adapter, no dropout, no bias, none of the variants."""
+    if type(getattr(linear, "base_layer", None)) is not nn.Linear or len(getattr(linear, "active_adapters", ())) != 1:
+        return False
+    (adapter,) = linear.active_adapters
+    return (
+        adapter in getattr(linear, "lora_A", {})
+        and type(linear.lora_dropout[adapter]) is nn.Identity
+        and linear.lora_B[adapter].bias is None
+        and not linear.merged
+        and not getattr(linear, "lora_variant", {})
+    )
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+    """Rotary embedding over the halves of the last dimension, in float32 and contiguous; `back` is its transpose."""
+    sign = -1 if back else 1
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    (low, high), (out_low, out_high) = x.chunk(2, -1), out.chunk(2, -1)
+    torch.mul(low, cos, out=out_low).addcmul_(high, sin, value=-sign)
+    torch.mul(high, cos, out=out_high).addcmul_(low, sin, value=sign)
+    return out
+
+
+def _matmul(x: Tensor, y: Tensor) -> Tensor:
+    """Batched over silos; one silo is a plain product, which is quicker."""
+    return torch.mm(x[0], y[0])[None] if len(x) == 1 else torch.bmm(x, y)
+
+
+def _add_matmul(out: Tensor, x: Tensor, y: Tensor) -> None:
+    if len(out) == 1:
+        out[0].addmm_(x[0], y[0])
+    else:
+        out.baddbmm_(x, y)

@@ -1,0 +1,368 @@
+"""From text to targets: how examples become rows of tokens, rows a batch, and which positions of a batch are predicted.
+
+One `Objective` a task; all share one shape. `encode` runs once over a silo's examples, `collate` once a step, and `align`
+pairs what the model says at a position with what should have been said there. Read `bench.py` next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import DataError, ModelError, one_of
+from ..seeds import generator
+
+IGNORE = -100  # the label of a position that is not a target
+MASKED, BY_MASK, BY_OTHER = 0.15, 0.8, 0.1  # Devlin et al. 2019, section 3.1
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths in one int32 array; row i is `values[bounds[i]:bounds[i + 1]]`."""
+
+    values: np.ndarray
+    bounds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.bounds[row] : self.bounds[row + 1]]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+        bounds = np.fromiter(accumulate(map(len, rows), initial=0), np.int64, len(rows) + 1)
+        values = np.fromiter((token for row in rows for token in row), np.int32, int(bounds[-1]))
+        return cls(values, bounds)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What collating must know about a tokenizer: ids of padding and mask (−1 without one), how many ids there are, and
+    how many tokens it puts before and after a text.
+    """
+
+    pad: int
+    mask: int
+    size: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples as rows of tokens; `len()` is the number of rows. All per-row arrays have that length.
+
+    `inputs`: token ids. `first`: where in a row the targets begin (causal-lm). `answers`: the decoder's tokens (seq2seq)
+    or the number of the label (sequence-classification). `targets`: how many positions of the row are predicted.
+    `bytes`: UTF-8 bytes of the text that the row's targets spell; over the rows of a document they add up to the whole
+    document. `documents`: the row of the table that a row comes from. `domains`: that document's domain, "" without one.
+    """
+
+    inputs: Ragged
+    answers: Ragged
+    first: np.ndarray
+    targets: np.ndarray
+    bytes: np.ndarray
+    documents: np.ndarray
+    domains: tuple[str, ...]
+    words: Words
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def tokens(self) -> int:
+        """The number of targets in all."""
+        return int(self.targets.sum())
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One task: how to encode, collate and align. Make it with `make_objective`.
+
+    `max_length`: tokens in a row, special ones included. `labels`: of sequence-classification, in the order of the classes.
+    """
+
+    task: str
+    max_length: int
+    labels: tuple[str, ...] = ()
+
+    def encode(self, examples: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+        """The examples (columns `text`, and `target`, `label`, `domain` where the task has them) as rows of tokens.
+
+        causal-lm: a document is tokenised, closed by the end token, and cut into windows of `max_length`; every token but
+        the first is a target exactly once, so a window begins with the last token of the one before. Every window opens
+        as the tokenizer opens a text. With a `target` column only the target's tokens are targets, and of a text that is
+        too long the end is kept. masked-lm: consecutive windows. The other two: one row a document, cut at `max_length`.
+        A document of which nothing is left to predict has no row. Raises `DataError` for a missing column or an
+        unknown label, `ModelError` for a `max_length` that the model cannot take.
+        """
+        if self.max_length > tokenizer.model_max_length:
+            came, do = f"max_length={self.max_length}", "Lower model.max_length."
+            raise ModelError(f"at most {tokenizer.model_max_length} tokens in a row", came, do)
+        return _ENCODERS[self.task](self, _columns(self, examples), tokenizer)
+
+    def collate(self, encoded: Encoded, rows: Sequence[int], generator_seed: int) -> dict[str, torch.Tensor]:
+        """A batch of these rows: `input_ids` and `attention_mask` (b, t), `labels` (b, t) or (b,), all int64.
+
+        Padded on the right to the longest row. masked-lm draws its masks here, from (`generator_seed`, row): they do not
+        depend on the other rows of the batch. In causal-lm a label stands at its own token; `align` shifts.
+        """
+        ids = [encoded.inputs[row] for row in rows]
+        batch = {
+            "input_ids": _padded(ids, encoded.words.pad),
+            "attention_mask": _padded([np.ones_like(x) for x in ids], 0),
+        }
+        if self.task == "causal-lm":
+            return batch | {
+                "labels": _padded([_from(x, encoded.first[r]) for x, r in zip(ids, rows, strict=True)], IGNORE)
+            }
+        if self.task == "sequence-classification":
+            return batch | {"labels": torch.tensor([int(encoded.answers[row][0]) for row in rows])}
+        if self.task == "seq2seq":
+            return batch | {"labels": _padded([encoded.answers[row] for row in rows], IGNORE)}
+        masked = [
+            _mask(x, generator(generator_seed, "mask", int(r)), encoded.words) for x, r in zip(ids, rows, strict=True)
+        ]
+        inputs, labels = zip(*masked, strict=True)
+        return batch | {"input_ids": _padded(inputs, encoded.words.pad), "labels": _padded(labels, IGNORE)}
+
+    def align(self, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is said at the p targets, (p, d), and what should be, (p,), row after row.
+
+        `states`: (b, t, d), hidden states or logits alike; a causal model says at t what stands at t + 1. For
+        sequence-classification `states` are the logits (b, C), and come back with their labels.
+        """
+        if self.task == "sequence-classification":
+            return states, labels
+        if self.task == "causal-lm":
+            states, labels = states[:, :-1], labels[:, 1:]
+        chosen = labels != IGNORE
+        return states[chosen], labels[chosen]
+
+
+def make_objective(task: str, max_length: int, labels: Sequence[str] = ()) -> Objective:
+    """The objective of `task`, with rows of at most `max_length` (8…8192) tokens; classification needs its `labels`."""
+    if task not in _ENCODERS:
+        raise ModelError("a known task", f'task="{task}"', one_of(task, _ENCODERS))
+    if not 8 <= max_length <= 8192:
+        raise ModelError("8 ≤ max_length ≤ 8192", f"max_length={max_length}", "128 suits short texts.")
+    classifies = task == "sequence-classification"
+    if classifies and (len(labels) < 2 or len(set(labels)) < len(labels)):
+        raise ModelError(
+            "at least two labels, all different", f"labels={list(labels)}", "Name them in the order to use."
+        )
+    return Objective(task, max_length, tuple(labels) if classifies else ())
+
+
+# ---- encoding ----
+
+
+@dataclass(frozen=True)
+class _Columns:
+    text: list[str]
+    second: list[str]  # target or label; [] when the task has none
+    domain: list[str]
+
+
+@dataclass
+class _Rows:
+    """Rows as they are found, one append a row."""
+
+    inputs: list[Sequence[int]]
+    answers: list[Sequence[int]]
+    facts: list[tuple[int, int, int, int]]  # first, targets, bytes, document
+
+    @classmethod
+    def none(cls) -> _Rows:
+        return cls([], [], [])
+
+    def add(self, inputs: Sequence[int], answers: Sequence[int], first: int, targets: int, size: int, doc: int) -> None:
+        self.inputs.append(inputs)
+        self.answers.append(answers)
+        self.facts.append((first, targets, size, doc))
+
+    def encoded(self, columns: _Columns, words: Words) -> Encoded:
+        first, targets, size, docs = np.array(self.facts, np.int64).reshape(-1, 4).T.copy()
+        domains = tuple(columns.domain[doc] for doc in docs)
+        return Encoded(Ragged.of(self.inputs), Ragged.of(self.answers), first, targets, size, docs, domains, words)
+
+
+def _columns(objective: Objective, examples: pa.Table) -> _Columns:
+    needed = {"sequence-classification": "label", "seq2seq": "target"}.get(objective.task)
+    second = needed or ("target" if objective.task == "causal-lm" and "target" in examples.column_names else None)
+    for name in filter(None, ("text", needed)):
+        if name not in examples.column_names:
+            came = f"columns {', '.join(examples.column_names) or 'none'}"
+            raise DataError(f'a column "{name}" for {objective.task}', came, f"Name it as data.{name} in the treaty.")
+    has_domain = "domain" in examples.column_names
+    domain = _strings(examples, "domain") if has_domain else [""] * examples.num_rows
+    return _Columns(_strings(examples, "text"), _strings(examples, second) if second else [], domain)
+
+
+def _strings(examples: pa.Table, name: str) -> list[str]:
+    return [x or "" for x in examples.column(name).to_pylist()]
+
+
+def _words(tokenizer: PreTrainedTokenizerBase, before: list[int], after: list[int]) -> Words:
+    mask = tokenizer.mask_token_id
+    return Words(tokenizer.pad_token_id or 0, -1 if mask is None else mask, len(tokenizer), len(before), len(after))
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text: ([CLS], [SEP]), ([BOS], []), …"""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return whole[:start], whole[start + len(bare) :]
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts and their tokens. `byte(i, token)`: how many bytes of text i lie before that token of it."""
+
+    texts: list[str]
+    batch: Any
+
+    @classmethod
+    def of(cls, texts: list[str], tokenizer: PreTrainedTokenizerBase, *, plain: bool) -> _Texts:
+        """`plain`: the spelling of a special token in the text is text, and does not become that token."""
+        options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        batch = tokenizer(texts, add_special_tokens=False, split_special_tokens=plain, **options) if texts else None
+        return cls(texts, batch)
+
+    def __getitem__(self, i: int) -> list[int]:
+        return self.batch["input_ids"][i]
+
+    def byte(self, i: int, token: int) -> int:
+        if token <= 0:
+            return 0
+        if token >= len(self[i]):
+            return len(self.texts[i].encode())
+        return len(self.texts[i][: self.batch.token_to_chars(i, token).start].encode())
+
+
+def _causal(objective: Objective, columns: _Columns, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    before, _ = _around(tokenizer)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    prompts = [text + "\n" for text in columns.text] if columns.second else []
+    asked = _Texts.of(prompts, tokenizer, plain=False)
+    said = _Texts.of(columns.second or columns.text, tokenizer, plain=False)
+    width = objective.max_length - len(before)
+    rows = _Rows.none()
+    for doc in range(len(columns.text)):
+        answer = said[doc] + end
+        prompt = asked[doc][-max(width - len(answer), 1) :] if prompts else []
+        for start, target, stop in _windows(len(prompt), len(prompt) + len(answer), width, bool(before)):
+            size = said.byte(doc, stop - len(prompt)) - (said.byte(doc, target - len(prompt)) if start else 0)
+            inputs = before + (prompt + answer)[start:stop]
+            rows.add(inputs, (), len(before) + target - start, stop - target, size, doc)
+    return rows.encoded(columns, _words(tokenizer, before, []))
+
+
+def _windows(target: int, length: int, width: int, led: bool) -> Iterator[tuple[int, int, int]]:
+    """(start, first target, stop) of each window over `length` tokens, the targets beginning at `target`.
+
+    Each target is in exactly one window, with at least one token before it: a special one when the window is `led` by
+    some, else one of the document's.
+
+    >>> list(_windows(0, 10, 4, led=False))
+    [(0, 1, 4), (3, 4, 7), (6, 7, 10)]
+    """
+    start, target = 0, target if led else max(target, 1)
+    while target < length:
+        stop = min(start + width, length)
+        yield start, target, stop
+        start, target = stop - 1, stop
+
+
+def _masked(objective: Objective, columns: _Columns, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    if tokenizer.mask_token_id is None:
+        raise ModelError("a tokenizer with a mask token", "one without", "Use a base made for masked-lm.")
+    before, after = _around(tokenizer)
+    texts = _Texts.of(columns.text, tokenizer, plain=True)
+    width = objective.max_length - len(before) - len(after)
+    rows = _Rows.none()
+    for doc in range(len(columns.text)):
+        for start in range(0, len(texts[doc]), width):
+            ids = texts[doc][start : start + width]
+            size = texts.byte(doc, start + width) - texts.byte(doc, start)
+            rows.add(before + ids + after, (), len(before), _masks(len(ids)), size, doc)
+    return rows.encoded(columns, _words(tokenizer, before, after))
+
+
+def _classes(objective: Objective, columns: _Columns, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    before, after = _around(tokenizer)
+    texts = _Texts.of(columns.text, tokenizer, plain=True)
+    width = objective.max_length - len(before) - len(after)
+    classes = {label: i for i, label in enumerate(objective.labels)}
+    rows = _Rows.none()
+    for doc, label in enumerate(columns.second):
+        if label not in classes:
+            raise DataError("a label that the treaty names", f'"{label}" in row {doc}', one_of(label, classes))
+        inputs = before + texts[doc][:width] + after
+        rows.add(inputs or [tokenizer.eos_token_id or 0], (classes[label],), 0, 1, texts.byte(doc, width), doc)
+    return rows.encoded(columns, _words(tokenizer, before, after))
+
+
+def _pairs(objective: Objective, columns: _Columns, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    before, after = _around(tokenizer)
+    asked = _Texts.of(columns.text, tokenizer, plain=False)
+    said = _Texts.of(columns.second, tokenizer, plain=False)
+    width = objective.max_length - len(before) - len(after)
+    rows = _Rows.none()
+    for doc in range(len(columns.text)):
+        answer = before + said[doc][:width] + after
+        rows.add(before + asked[doc][:width] + after, answer, 0, len(answer), said.byte(doc, width), doc)
+    return rows.encoded(columns, _words(tokenizer, before, after))
+
+
+_ENCODERS: dict[str, Callable[[Objective, _Columns, PreTrainedTokenizerBase], Encoded]] = {
+    "causal-lm": _causal,
+    "masked-lm": _masked,
+    "sequence-classification": _classes,
+    "seq2seq": _pairs,
+}
+
+
+# ---- collating ----
+
+
+def _padded(rows: Sequence[np.ndarray], filler: int) -> torch.Tensor:
+    out = np.full((len(rows), max(map(len, rows), default=0)), filler, np.int64)
+    for line, row in zip(out, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(out)
+
+
+def _from(ids: np.ndarray, first: int) -> np.ndarray:
+    """Labels of a row whose targets begin at `first`."""
+    labels = ids.copy()
+    labels[:first] = IGNORE
+    return labels
+
+
+def _masks(length: int) -> int:
+    """How many of `length` tokens are masked: 15 %, rounded, at least one (BERT's create_pretraining_data.py)."""
+    return max(1, round(MASKED * length))
+
+
+def _mask(ids: np.ndarray, draw: np.random.Generator, words: Words) -> tuple[np.ndarray, np.ndarray]:
+    """(inputs, labels) of one row: of the chosen tokens 80 % become the mask, 10 % another token, 10 % stay."""
+    body = np.arange(words.before, len(ids) - words.after)
+    chosen = draw.permutation(body)[: _masks(len(body))]
+    kind = draw.random(len(chosen))
+    other = draw.integers(0, words.size, len(chosen))
+    inputs, labels = ids.copy(), np.full_like(ids, IGNORE)
+    labels[chosen] = ids[chosen]
+    replaced = np.where(kind < BY_MASK, words.mask, np.where(kind < BY_MASK + BY_OTHER, other, ids[chosen]))
+    inputs[chosen] = replaced
+    return inputs, labels

@@ -1,0 +1,131 @@
+"""The federated loop. Read this file first.
+
+Every round: sample a cohort, send it a task, sum what comes back, release the sum through the mechanism, and step.
+The server sees only the sum. Checkpoints, evaluation and logs are ordinary code in the caller's
+`for state, release in run(...)`; there are no callbacks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from . import tree, wire
+from .algorithms.base import Algorithm
+from .engines.base import Ask, Engine
+from .errors import CohortError, GuaranteeError
+from .privacy.mechanisms import Mechanism
+from .server.aggregators import Aggregator
+from .server.optimizers import ServerOptimizer
+from .server.samplers import Sampler
+from .stages.base import Chain
+from .types import Params, Receipt, Release, Report, State, Task
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who takes part and by which rules; everything the loop needs beside an engine and a state.
+
+    `silos`: in the order in which they are summed. `model`: digest of the frozen base. `minimum`: the fewest reports
+    that may make a round.
+    """
+
+    algorithm: Algorithm
+    stages: Chain
+    aggregator: Aggregator
+    mechanism: Mechanism
+    server_optimizer: ServerOptimizer
+    sampler: Sampler
+    silos: tuple[str, ...]
+    model: str
+    rounds: int
+    seed: int = 0
+    minimum: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stages.hides and not self.aggregator.linear:
+            raise GuaranteeError(
+                "an aggregator that needs only the sum, since a stage hides single updates",
+                f"{self.aggregator}",
+                "Use a mean, or drop the stage that hides.",
+            )
+
+
+def start(federation: Federation, params: Params) -> State:
+    """The state before the first round."""
+    return State(
+        round=0,
+        params=params,
+        optimizer=federation.server_optimizer.init(params),
+        mechanism=federation.mechanism.init(),
+        settings=federation.stages.start(),
+        extra=federation.algorithm.extra(params),
+    )
+
+
+def run(federation: Federation, engine: Engine, state: State) -> Iterator[tuple[State, Release]]:
+    """Yields (state, release) after every round until `federation.rounds` are done; resumes from any state.
+
+    Raises `CohortError` when fewer than `federation.minimum` silos report; the state yielded last stays good.
+    """
+    while state.round < federation.rounds:
+        state, release = one_round(federation, engine, state)
+        yield state, release
+
+
+def one_round(federation: Federation, engine: Engine, state: State) -> tuple[State, Release]:
+    """One round, from a task to the next state."""
+    f = federation
+    cohort = _cohort(f, state.round)
+    task = Task(state.round, f.model, state.params, cohort, f.seed, state.settings, state.extra)
+    reports = ask(engine, "train", task)
+    _enough(f, cohort, reports)
+
+    updates = (wire.unpack(report.payload)[0] for report in reports if not report.receipt.failure)
+    total = f.aggregator.combine(updates)
+    total = f.stages.decode(replace(total, bound=f.aggregator.bound(f.stages.bound(math.inf, task))), task)
+    release, mechanism = f.mechanism.release(total, state.mechanism)
+    release = replace(release, receipts=tuple(report.receipt for report in reports))
+
+    mean = f.aggregator.mean(release.tensors)
+    params, optimizer = state.params, state.optimizer
+    if total.count:
+        params, optimizer = f.server_optimizer.step(params, tree.part(mean, "delta"), optimizer)
+    return State(
+        round=state.round + 1,
+        params=params,
+        optimizer=optimizer,
+        mechanism=mechanism,
+        settings=f.stages.learn(mean, state.settings),
+        extra=f.algorithm.finish(state.extra, mean),
+    ), release
+
+
+def ask(engine: Engine, kind: str, task: Task, *, split: str = "") -> list[Report]:
+    """Asks the task's whole cohort, and returns the reports in the order of the cohort, whatever order they came in."""
+    blob = wire.pack_task(task)
+    answers = {report.silo: report for report in engine.ask([Ask(kind, silo, blob, split) for silo in task.cohort])}
+    return [answers.get(silo) or _silent(silo, task.round) for silo in task.cohort]
+
+
+def _cohort(federation: Federation, round: int) -> tuple[str, ...]:
+    """The sampled silos; nobody when chance drew fewer than the minimum, and the round then changes nothing."""
+    cohort = federation.sampler.cohort(federation.silos, round, federation.seed)
+    return cohort if len(cohort) >= federation.minimum else ()
+
+
+def _silent(silo: str, round: int) -> Report:
+    return Report(silo, round, b"", Receipt(silo, round, failure="did not answer"))
+
+
+def _enough(federation: Federation, cohort: Sequence[str], reports: Iterable[Report]) -> None:
+    failures = {report.silo: report.receipt.failure for report in reports if report.receipt.failure}
+    came = len(cohort) - len(failures)
+    if cohort and came < federation.minimum:
+        why = "; ".join(f"{silo}: {failure}" for silo, failure in failures.items())
+        raise CohortError(
+            f"at least {federation.minimum} silos to report in a round",
+            f"{came} of the {len(cohort)} that were asked ({why or 'nobody failed'})",
+            "Mend the silos that failed and resume the run, or lower [cohort] minimum in a new treaty.",
+        )

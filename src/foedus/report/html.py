@@ -1,0 +1,407 @@
+"""The report of a run: one HTML page that needs nothing but itself.
+
+`write_report` reads the run's folder and nothing else, so anybody who has the folder can make the same page, byte for
+byte. `folder.py` reads, `compare.py` and `words.py` say, `plots.py` draws, `templates/` lays out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from . import plots
+from .card import adapter_text, loading_code
+from .compare import EXPLAINED, PHASES, TITLES, Comparison, compare_all, figure, signed_percent, verdict
+from .folder import Record, Run, read_run
+from .svg import picture
+from .words import bytes_text, parameters_text, seconds_text, thousands
+
+TEMPLATES = Path(__file__).parent / "templates"
+ALGORITHMS = {"fedavg": "FedAvg", "fedprox": "FedProx"}
+TIME_PHASES = ("load", "train", "federation", "evaluate", "checkpoint", "local_only", "pooled")
+NOT_STATED = (
+    "The privacy statement is written when a run ends, and this one has not. Until then, assume no guarantee: "
+    "model updates may reveal what is in the text they were computed from."
+)
+
+
+def write_report(run: Path) -> Path:
+    """Writes `report.html` into a run's folder, whole or not at all, and returns its path.
+
+    Works for a run that has ended, is under way or was stopped. Raises `RunError` when the folder is no run's, or a
+    file in it is damaged.
+    """
+    place = Path(run) / "report.html"
+    page = render(read_run(Path(run)))
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        beside.write_text(page, encoding="utf-8")
+        os.replace(beside, place)
+    finally:
+        beside.unlink(missing_ok=True)
+    return place
+
+
+def render(run: Run) -> str:
+    """The page, as text."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "bytes": bytes_text, "seconds": seconds_text, "count": thousands, "change": signed_percent, "figure": figure,
+        "change_size": lambda row: abs(row.change() or 0.0),
+    }  # fmt: skip
+    environment.globals |= {"include_raw": lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))}
+    return environment.get_template("report.html.j2").render(_page(run))
+
+
+def _page(run: Run) -> dict[str, Any]:
+    """Everything the template needs, already worked out."""
+    evaluation, basis = _evaluation(run)
+    comparisons = compare_all(evaluation)
+    return {
+        "run": run,
+        "about": _about(run),
+        "status": _status(run),
+        "basis": basis,
+        "verdict": verdict(evaluation),
+        "comparisons": comparisons,
+        "titles": TITLES,
+        "explained": EXPLAINED,
+        "privacy": _privacy(run),
+        "domains_plot": _domains_plot(comparisons),
+        "losses": _losses(run),
+        "validation": _validation(run),
+        "holdings": _holdings(run),
+        "traffic": _traffic(run),
+        "times": _times(run),
+        "attendance": _attendance(run),
+        "facts": _facts(run),
+        "ledger": run.ledger,
+        "code": loading_code(run.summary, run.treaty) if run.ended else "",
+        "adapter": run.summary.get("adapter") or {},
+    }
+
+
+# What it is and how far it got
+
+
+def _about(run: Run) -> list[str]:
+    silos, rounds = run.summary.get("silos") or len(_silos(run)), _rounds_planned(run)
+    algorithm = (run.summary.get("algorithm") or run.treaty.get("algorithm") or {}).get("name")
+    model = (run.summary.get("model") or {}).get("name") or (run.treaty.get("model") or {}).get("base")
+    adapter = run.summary.get("adapter") or run.treaty.get("adapter") or {}
+    words = [
+        f"{silos} silo{'s' if silos != 1 else ''}" if silos else "",
+        f"{rounds} round{'s' if rounds != 1 else ''}" if rounds else "",
+        ALGORITHMS.get(str(algorithm), algorithm),
+        model,
+        adapter_text(adapter, run.summary.get("model") or {}),
+    ]
+    return [str(word) for word in words if word]
+
+
+def _status(run: Run) -> str:
+    if run.ended:
+        return ""
+    done = max((record.get("round", 0) for record in run.phase("federated")), default=0)
+    planned = _rounds_planned(run)
+    far = f"{done} of {planned} rounds are" if planned else f"{done} round{'s are' if done != 1 else ' is'}"
+    return f"This run has not ended: {far} recorded so far. What follows is what its folder holds up to here."
+
+
+def _rounds_planned(run: Run) -> int:
+    return int(run.summary.get("rounds") or (run.treaty.get("algorithm") or {}).get("rounds") or 0)
+
+
+def _silos(run: Run) -> list[str]:
+    named = set(run.summary.get("holdings") or {}) | set((run.summary.get("bytes") or {}).get("up") or {})
+    return sorted(named.union(*(_by_silo(record) for record in run.rounds if record.get("phase") == "federated")))
+
+
+def _by_silo(record: Record) -> Mapping[str, Any]:
+    return {**(record.get("silos") or {}), **dict.fromkeys(record.get("failures") or {}, {})} | (
+        record.get("silos") or {}
+    )
+
+
+def _privacy(run: Run) -> dict[str, Any]:
+    privacy = run.summary.get("privacy") or {}
+    unit = privacy.get("unit") or "none"
+    return {
+        "statement": privacy.get("statement") or NOT_STATED,
+        "unit": unit,
+        "epsilon": privacy.get("epsilon"),
+        "delta": privacy.get("delta"),
+        "protected": unit != "none" and privacy.get("epsilon") is not None,
+    }
+
+
+# The comparison
+
+
+def _evaluation(run: Run) -> tuple[Mapping[str, Any], str]:
+    """What to compare, and in words what it was measured on: the summary's figures, or else the latest there are."""
+    if run.summary.get("evaluation"):
+        return run.summary["evaluation"], "Measured on held-out test text that no training has seen."
+    latest: dict[str, Record] = {}
+    for record in run.evaluations:
+        latest[str(record.get("phase"))] = record
+    if not latest:
+        return {}, ""
+    at = latest["federated"].get("round", 0) if "federated" in latest else 0
+    return latest, f"Measured on held-out validation text; the federated model as it was after round {at}."
+
+
+def _domains_plot(comparisons: Sequence[Comparison]) -> Markup | None:
+    perplexity = next((c for c in comparisons if c.metric == "perplexity"), None)
+    rows = perplexity.domains if perplexity else ()
+    if perplexity is None or not any(math.isfinite(value) for row in rows for value in row.values.values()):
+        return None
+    alt = "Perplexity by domain. " + "; ".join(
+        f"{row.name}: " + ", ".join(f"{TITLES[phase].lower()} {figure(value)}" for phase, value in row.values.items())
+        for row in rows[:8]
+    )
+    alt += ". The table above has all of it."
+    return picture("domains", alt, lambda narrow: plots.domains(rows, perplexity.phases, narrow))
+
+
+# Over the rounds
+
+
+def _losses(run: Run) -> dict[str, Any] | None:
+    federated = _loss_series(run.phase("federated"))
+    alone = {}
+    for phase in sorted({str(record.get("phase")) for record in run.rounds}):
+        if phase.startswith("local:"):
+            name = phase.removeprefix("local:")
+            alone |= {name: points for points in [_points(run.phase(phase), "loss")] if points[0]}
+    if not federated and not alone:
+        return None
+    names = sorted({*federated, *alone})
+    rows = [{"name": name, "federated": _ends(federated.get(name)), "alone": _ends(alone.get(name))} for name in names]
+    alt = f"Training loss over rounds of {len(names)} silos, federated" + (" and each silo alone." if alone else ".")
+    return {
+        "plot": picture("loss", alt, lambda narrow: plots.losses(federated, alone, narrow)),
+        "rows": rows,
+        "alone": bool(alone),
+        "many": len(names) > plots.FEW,
+    }
+
+
+def _loss_series(records: Sequence[Record]) -> dict[str, plots.Points]:
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for record in records:
+        for name, facts in (record.get("silos") or {}).items():
+            if _finite(loss := (facts or {}).get("loss")):
+                rounds, values = series.setdefault(name, ([], []))
+                rounds.append(int(record["round"]))
+                values.append(float(loss))
+    return series
+
+
+def _points(records: Sequence[Record], key: str) -> plots.Points:
+    kept = [(int(record["round"]), float(record[key])) for record in records if _finite(record.get(key))]
+    return [at for at, _ in kept], [value for _, value in kept]
+
+
+def _ends(points: plots.Points | None) -> tuple[float, float] | None:
+    return (points[1][0], points[1][-1]) if points and points[0] else None
+
+
+def _validation(run: Run) -> dict[str, Any] | None:
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for record in run.evaluations:
+        value = (record.get("perplexity") or {}).get("micro")
+        if record.get("split", "validation") == "validation" and record.get("phase") in PHASES and _finite(value):
+            rounds, values = series.setdefault(record["phase"], ([], []))
+            rounds.append(int(record.get("round", 0)))
+            values.append(float(value))
+    series = {phase: series[phase] for phase in PHASES if phase in series}
+    if not any(len(rounds) > 1 for rounds, _ in series.values()):
+        return None
+    alt = "Perplexity on validation text over rounds. " + " ".join(
+        f"{TITLES[phase]}: from {figure(values[0])} to {figure(values[-1])}." for phase, (_, values) in series.items()
+    )
+    every = sorted({at for rounds, _ in series.values() for at in rounds})
+    table = {phase: dict(zip(*points, strict=True)) for phase, points in series.items()}
+    return {
+        "plot": picture("validation", alt, lambda narrow: plots.validation(series, narrow)),
+        "phases": list(series),
+        "rows": [{"round": at, "values": {phase: table[phase].get(at) for phase in series}} for at in every],
+    }
+
+
+# Who holds what
+
+
+def _holdings(run: Run) -> dict[str, Any] | None:
+    held = run.summary.get("holdings") or {}
+    if not held:
+        return None
+    sizes = {name: sum(int(facts.get(part) or 0) for part in ("train", "validation", "test")) for name, facts in held.items()}
+    matrices = [_matrix(held, sizes, key) for key in ("domains", "labels")]
+    known = [matrix for matrix in matrices if matrix]
+    if len(known) == 2 and known[0]["counts"] == known[1]["counts"]:
+        known.pop()
+    columns = [c for c in ("train", "validation", "test", "tokens") if any(c in facts for facts in held.values())]
+    return {"silos": held, "sizes": sizes, "columns": columns, "matrices": known, "total": sum(sizes.values())}
+
+
+def _matrix(held: Mapping[str, Any], sizes: Mapping[str, int], key: str) -> dict[str, Any] | None:
+    counts = {name: dict(facts.get(key) or {}) for name, facts in held.items()}
+    kinds = sorted({kind for silo in counts.values() for kind in silo})
+    if not kinds:
+        return None
+    alt = f"Number of examples by silo and {key[:-1]}: {len(counts)} silos, {len(kinds)} {key}. The table has the counts."
+    return {
+        "key": key,
+        "counts": counts,
+        "kinds": kinds,
+        "plot": picture(f"holds-{key}", alt, lambda narrow: plots.holdings(counts, sizes, narrow)),
+    }
+
+
+# What it cost
+
+
+def _traffic(run: Run) -> dict[str, Any] | None:
+    up, down = _bytes(run, "up"), _bytes(run, "down")
+    rounds = max((len(values) for values in [*up.values(), *down.values()]), default=0)
+    if not rounds:
+        return None
+    totals = {way: [sum(v[at] for v in silos.values() if at < len(v)) for at in range(rounds)] for way, silos in (("up", up), ("down", down))}
+    alt = (
+        f"Bytes by round, and added up. From silos to the server {bytes_text(sum(totals['up']))} in all, "
+        f"from the server to silos {bytes_text(sum(totals['down']))}."
+    )
+    return {
+        "plot": picture("traffic", alt, lambda narrow: plots.traffic(totals["up"], totals["down"], narrow)),
+        "up": sum(totals["up"]),
+        "down": sum(totals["down"]),
+        "rounds": rounds,
+        "by_round": list(zip(range(1, rounds + 1), totals["up"], totals["down"], strict=True)),
+        "by_silo": [(name, sum(up.get(name, [])), sum(down.get(name, []))) for name in sorted({*up, *down})],
+    }
+
+
+def _bytes(run: Run, way: str) -> dict[str, list[float]]:
+    """Silo → bytes in each round: the summary's, or else from the rounds recorded so far."""
+    if known := (run.summary.get("bytes") or {}).get(way):
+        return {name: [float(value or 0) for value in values] for name, values in known.items()}
+    records = run.phase("federated")
+    names = sorted({name for record in records for name in record.get("silos") or {}})
+    return {
+        name: [float(((record.get("silos") or {}).get(name) or {}).get(f"bytes_{way}") or 0) for record in records]
+        for name in names
+    }
+
+
+def _times(run: Run) -> dict[str, Any] | None:
+    known = dict(run.summary.get("seconds") or {})
+    if not known:
+        for record in run.rounds:
+            for phase, value in (record.get("seconds") or {}).items():
+                known[phase] = known.get(phase, 0.0) + float(value or 0)
+    known = {phase: float(value) for phase, value in known.items() if _finite(value)}
+    total = known.pop("total", sum(known.values()))
+    parts = {phase: known[phase] for phase in (*TIME_PHASES, *sorted(set(known) - {*TIME_PHASES})) if phase in known}
+    if not parts or total <= 0:
+        return None
+    if total - sum(parts.values()) > 0.005 * total:
+        parts["other"] = total - sum(parts.values())
+    alt = "Time by phase: " + ", ".join(f"{plots.TIMES.get(p, p)} {seconds_text(v)}" for p, v in parts.items()) + "."
+    return {
+        "plot": picture("times", alt, lambda narrow: plots.times(parts, narrow)),
+        "total": total,
+        "rows": [(plots.TIMES.get(phase, phase), value, value / sum(parts.values())) for phase, value in parts.items()],
+        "federation": parts["federation"] / total if "federation" in parts else None,
+    }
+
+
+def _attendance(run: Run) -> dict[str, Any]:
+    records = run.phase("federated")
+    took_part: dict[str, set[int]] = {name: set() for name in _silos(run)}
+    failed: dict[str, set[int]] = {}
+    for record in records:
+        for name in record.get("silos") or {}:
+            took_part.setdefault(name, set()).add(int(record["round"]))
+    failures = _failures(run)
+    for failure in failures:
+        failed.setdefault(str(failure["silo"]), set()).add(int(failure["round"]))
+    rounds = max([int(record["round"]) for record in records] + [int(f["round"]) for f in failures], default=0)
+    everybody = all(len(took_part[name] | failed.get(name, set())) == len(records) for name in took_part)
+    shown = bool(records) and (bool(failures) or not everybody)
+    alt = f"Who took part in each of {rounds} rounds; {len(failures)} failure{'s' if len(failures) != 1 else ''}."
+    draw = lambda narrow: plots.attendance(took_part, failed, rounds, narrow)  # noqa: E731
+    return {
+        "plot": picture("attendance", alt, draw) if shown else None,
+        "failures": failures,
+        "everybody": everybody,
+        "rounds": len(records),
+    }
+
+
+def _failures(run: Run) -> list[dict[str, Any]]:
+    if "failures" in run.summary:
+        return [dict(failure) for failure in run.summary["failures"] or []]
+    return [
+        {"round": record.get("round", 0), "silo": silo, "why": why}
+        for record in run.phase("federated")
+        for silo, why in (record.get("failures") or {}).items()
+    ]
+
+
+# Facts
+
+
+def _facts(run: Run) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+    """Groups of (name, value, whether it is a hash or a version, to be set in a fixed-width face)."""
+    s = run.summary
+    model, adapter, versions, hardware = (s.get(key) or {} for key in ("model", "adapter", "versions", "hardware"))
+    seed = s.get("seed", (run.treaty.get("treaty") or {}).get("seed"))
+    groups = [
+        ("Identity", [
+            ("treaty digest", (s.get("treaty") or {}).get("digest"), True),
+            ("base model", model.get("name") or (run.treaty.get("model") or {}).get("base"), False),
+            ("base model digest", model.get("digest"), True),
+            ("adapter SHA-256", adapter.get("sha256"), True),
+            ("seed", seed, True),
+        ]),
+        ("Sizes", [
+            ("base model", _parameters(model.get("parameters")), False),
+            ("trained", _parameters(adapter.get("parameters")), False),
+            ("adapter", adapter_text(adapter, {}), False),
+        ]),
+        ("Versions", [(name, version, True) for name, version in versions.items()]),
+        ("Hardware", [(_spoken(name), _plain(value), False) for name, value in hardware.items()]),
+    ]  # fmt: skip
+    shown = [(title, [(n, str(v), code) for n, v, code in facts if v not in (None, "")]) for title, facts in groups]
+    return [(title, facts) for title, facts in shown if facts]
+
+
+def _parameters(count: Any) -> str:
+    return f"{parameters_text(count)} parameters" if _finite(count) else ""
+
+
+def _spoken(name: str) -> str:
+    return {"cpu": "processor", "memory_gib": "memory (GiB)", "gflops_bf16": "bf16 (GFLOP/s)"}.get(name, name)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,103 @@
+"""What a silo does when it is asked; the same code under every engine.
+
+Raw data, memory and the bare update stay inside. What leaves is a `Report`: the encoded update, and a receipt with the
+facts that the treaty says silos disclose.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .. import tree, wire
+from ..errors import FoedusError, SiloError
+from ..lm.bench import Bench
+from ..stages.base import Chain
+from ..types import Receipt, Report, Task, Tree, Update
+from .evaluate import evaluate
+from .shard import Silo
+from .train import Memory
+
+if TYPE_CHECKING:
+    from ..algorithms.base import Algorithm
+
+
+@dataclass(frozen=True)
+class Handler:
+    """A silo's side of a treaty. `disclose`: which facts ("loss", "holdings") may stand in a receipt."""
+
+    bench: Bench
+    algorithm: Algorithm
+    stages: Chain
+    model: str
+    disclose: frozenset[str] = frozenset()
+    evaluation_rows: int | None = None
+
+    def train(self, blob: bytes, silos: Sequence[Silo], memories: Sequence[Memory]) -> list[tuple[Report, Memory]]:
+        """Trains the silos side by side. Raises `SiloError` when one of them cannot; then nobody's memory changed."""
+        began = time.perf_counter()
+        task = self._read(blob)
+        with _as_silo_error():
+            results = self.algorithm.train(self.bench, task, silos, memories)
+        seconds = (time.perf_counter() - began) / len(silos)
+        return [
+            (self._report(silo, task, blob, self.stages.encode(update, task), seconds, self._facts(silo, update)), m)
+            for silo, (update, m) in zip(silos, results, strict=True)
+        ]
+
+    def evaluate(self, blob: bytes, silo: Silo, split: str) -> Report:
+        """Sums over a held-out split; see `silo/evaluate.py`."""
+        began = time.perf_counter()
+        task = self._read(blob)
+        with _as_silo_error():
+            sums = evaluate(
+                self.bench, task.params, silo.splits[split], seed=task.seed, limit=self.evaluation_rows
+            )
+        return self._report(silo, task, blob, Update(sums), time.perf_counter() - began, {})
+
+    def _read(self, blob: bytes) -> Task:
+        task = wire.unpack_task(blob)
+        if task.model != self.model:
+            raise SiloError(
+                f"a task for the base model {self.model[:12]}",
+                f"one for {task.model[:12]}",
+                "Coordinator and silo must load the same base model; compare `foedus check` on both sides.",
+            )
+        return task
+
+    def _facts(self, silo: Silo, update: Update) -> dict[str, float]:
+        metric = tree.part(update.tensors, "metric")
+        facts = {"loss": float(metric["loss"][0] / max(1.0, float(metric["targets"][0])))}
+        facts["examples"] = float(silo.examples)
+        return {name: x for name, x in facts.items() if ("holdings" if name == "examples" else name) in self.disclose}
+
+    def _report(self, silo: Silo, task: Task, blob: bytes, update: Update, seconds: float, facts) -> Report:
+        payload = wire.pack(update.tensors, {"round": task.round})
+        receipt = Receipt(
+            silo.name, task.round, wire.digest(blob), wire.digest(payload), len(blob), len(payload), seconds, facts
+        )
+        return Report(silo.name, task.round, payload, receipt)
+
+
+def failed(silo: str, round: int, error: Exception) -> Report:
+    """The answer of a silo that could not do its part: no payload, and the reason without any of its data."""
+    why = str(error) if isinstance(error, FoedusError) else type(error).__name__
+    return Report(silo, round, b"", Receipt(silo, round, failure=why))
+
+
+@contextmanager
+def _as_silo_error() -> Iterator[None]:
+    """Turns whatever local work raises into a `SiloError` that names the kind of error, and none of the data."""
+    try:
+        yield
+    except FoedusError:
+        raise
+    except Exception as error:
+        raise SiloError(
+            "local work to succeed",
+            type(error).__name__,
+            "The silo's own log holds the traceback; its data stayed inside.",
+        ) from error

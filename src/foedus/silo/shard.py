@@ -1,0 +1,99 @@
+"""One silo's encoded data, and the order in which local steps read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ..lm.objectives import Encoded, Ragged
+from ..seeds import derive, generator
+
+
+@dataclass(frozen=True)
+class Shard:
+    """`size` consecutive rows of a silo's training data, from `offset` on, shuffled under `name`."""
+
+    name: str
+    offset: int
+    size: int
+
+    def pick(self, seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """The rows at some positions of one epoch's order."""
+        return self.offset + _order(derive(seed, "shuffle", self.name, epoch), self.size)[positions]
+
+
+@dataclass(frozen=True)
+class Silo:
+    """A silo's name and its encoded splits ("train", "validation", "test").
+
+    A silo reads one shard. The pooled baseline is a silo that reads everybody's, so that each of its batches is the
+    silos' batches together.
+    """
+
+    name: str
+    splits: Mapping[str, Encoded]
+    shards: tuple[Shard, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.shards:
+            object.__setattr__(self, "shards", (Shard(self.name, 0, len(self.splits["train"])),))
+
+    @property
+    def examples(self) -> int:
+        """How many rows it trains on. Private unless the treaty discloses it."""
+        return len(self.splits["train"])
+
+    def rows(self, seed: int, round: int, step: int, batch: int, steps: int | None, epochs: int | None) -> np.ndarray:
+        """The rows of one local step of one round; shards that are through with their epochs add none."""
+        return np.concatenate([_step(s, seed, round, step, batch, steps, epochs) for s in self.shards])
+
+    def local_steps(self, batch: int, steps: int | None, epochs: int | None) -> int:
+        """How many local steps one round takes: as said, or `epochs` times the batches of the largest shard."""
+        return steps if steps is not None else (epochs or 1) * max(-(-shard.size // batch) for shard in self.shards)
+
+
+def pool(name: str, silos: Sequence[Silo]) -> Silo:
+    """All silos' training data as one silo that reads their batches side by side."""
+    sizes = [silo.examples for silo in silos]
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    shards = tuple(Shard(s.name, int(o), n) for s, o, n in zip(silos, offsets, sizes, strict=True))
+    return Silo(name, {"train": concat([silo.splits["train"] for silo in silos])}, shards)
+
+
+def concat(parts: Sequence[Encoded]) -> Encoded:
+    """The rows of all parts, one part after another; they share a tokenizer."""
+
+    def ragged(name: str) -> Ragged:
+        pieces: list[Ragged] = [getattr(part, name) for part in parts]
+        lengths = np.concatenate([np.diff(piece.bounds) for piece in pieces])
+        return Ragged(np.concatenate([piece.values for piece in pieces]), np.concatenate([[0], np.cumsum(lengths)]))
+
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("first", "targets", "bytes")}
+    documents = np.concatenate([part.documents + offset for part, offset in zip(parts, _offsets(parts), strict=True)])
+    domains = tuple(domain for part in parts for domain in part.domains)
+    return Encoded(ragged("inputs"), ragged("answers"), **arrays, documents=documents, domains=domains, words=parts[0].words)
+
+
+def _offsets(parts: Sequence[Encoded]) -> list[int]:
+    ends = np.cumsum([int(part.documents.max(initial=-1)) + 1 for part in parts])
+    return [0, *map(int, ends[:-1])]
+
+
+def _step(shard: Shard, seed: int, round: int, step: int, batch: int, steps: int | None, epochs: int | None):
+    if steps is not None:  # one endless stream of epochs, cut into rounds
+        stream = np.arange(batch) + (round * steps + step) * batch
+        epoch, position = np.divmod(stream, shard.size)
+        return np.concatenate([shard.pick(seed, int(e), position[epoch == e]) for e in np.unique(epoch)])
+    epochs = epochs or 1
+    epoch, at = divmod(step, -(-shard.size // batch))
+    if epoch >= epochs:
+        return np.empty(0, np.int64)
+    return shard.pick(seed, round * epochs + epoch, np.arange(at * batch, min((at + 1) * batch, shard.size)))
+
+
+@lru_cache(maxsize=1024)
+def _order(seed: int, size: int) -> np.ndarray:
+    return generator(seed).permutation(size)

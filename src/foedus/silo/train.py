@@ -1,0 +1,170 @@
+"""Local training: some steps of SGD or AdamW from the task's parameters, for one silo or several at once.
+
+Silos that train together ("cohort batching") share every product with the frozen base; their parameters, losses,
+gradients and optimizer states stay apart along a leading axis of length K. K = 1 is the ordinary case.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ..errors import SiloError
+from ..lm.bench import Bench
+from ..seeds import derive
+from ..types import Params, Task, Tree
+from .shard import Silo
+
+
+@dataclass(frozen=True)
+class LocalPlan:
+    """How a silo trains in a round. Exactly one of `steps` and `epochs`; `lr` in update units per step, > 0.
+
+    `schedule` runs over the `rounds` of the treaty, after `warmup` rounds of linear growth. `keep`: whether the silo
+    keeps its optimizer's state from round to round in its memory, which never leaves it.
+    """
+
+    lr: float
+    batch: int
+    steps: int | None = None
+    epochs: int | None = None
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = 0
+    rounds: int = 1
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"Expected exactly one of steps={self.steps} and epochs={self.epochs}.")
+        for name in ("lr", "batch"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Expected {name}={getattr(self, name)} > 0.")
+
+    def lr_at(self, round: int) -> float:
+        """The learning rate of a round, counted from 0; > 0 in every round."""
+        if round < self.warmup:
+            return self.lr * (round + 1) / (self.warmup + 1)
+        done = (round - self.warmup) / max(1, self.rounds - self.warmup)
+        if self.schedule == "linear":
+            return self.lr * (1 - done)
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * done)) / 2
+        return self.lr
+
+    def steps_of(self, silo: Silo) -> int:
+        """How many local steps a silo takes in a round."""
+        return silo.local_steps(self.batch, self.steps, self.epochs)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local steps left behind. `loss`: sum of cross-entropies in nats over all steps; `targets`: how many."""
+
+    params: Params
+    loss: float
+    targets: int
+    memory: Tree
+
+
+Memory = Tree
+
+
+def train(
+    bench: Bench, task: Task, silos: Sequence[Silo], plan: LocalPlan, memories: Sequence[Memory], *, pull: float = 0.0
+) -> list[Trained]:
+    """Trains every silo from `task.params`, all of them side by side.
+
+    `pull`: μ ≥ 0 of FedProx, adds μ (w − w_global) to every gradient. Silos trained together take equally many steps.
+    Raises `SiloError` naming the silos whose loss or parameters are no longer finite.
+    """
+    steps = {plan.steps_of(silo) for silo in silos}
+    if len(steps) != 1:
+        raise ValueError(f"Expected silos that take equally many steps to train together; got {sorted(steps)}.")
+    torch.manual_seed(derive(task.seed, "dropout", task.round, silos[0].name))
+    leaves = bench.leaves([task.params] * len(silos))
+    origin = {name: x.detach().clone() for name, x in leaves.items()} if pull else {}
+    optimizer = _optimizer(leaves, plan, plan.lr_at(task.round), memories)
+    loss, targets = np.zeros(len(silos)), np.zeros(len(silos), np.int64)
+    for step in range(steps.pop()):
+        batches = [_batch(bench, silo, plan, task, step) for silo in silos]
+        sums, counts = bench.losses(leaves, batches)
+        optimizer.zero_grad()
+        (sums / counts.clamp(min=1)).sum().backward()
+        for name, x in leaves.items() if pull else ():
+            x.grad.add_(x.detach() - origin[name], alpha=pull)
+        if plan.max_grad_norm is not None:
+            _clip(leaves, plan.max_grad_norm)
+        optimizer.step()
+        loss += sums.detach().double().cpu().numpy()
+        targets += counts.cpu().numpy()
+    return _unstack(leaves, optimizer, plan, silos, loss, targets)
+
+
+def _batch(bench: Bench, silo: Silo, plan: LocalPlan, task: Task, step: int) -> dict[str, torch.Tensor]:
+    rows = silo.rows(task.seed, task.round, step, plan.batch, plan.steps, plan.epochs)
+    return bench.objective.collate(
+        silo.splits["train"], rows, derive(task.seed, "collate", silo.name, task.round, step)
+    )
+
+
+def _optimizer(leaves, plan: LocalPlan, lr: float, memories: Sequence[Memory]) -> torch.optim.Optimizer:
+    params = list(leaves.values())
+    if plan.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=plan.weight_decay, fused=True)
+    else:
+        optimizer = torch.optim.SGD(
+            params, lr=lr, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=True
+        )
+    if plan.keep and all(memories):
+        for name, x in leaves.items():
+            parts = [key for key, parameter in memories[0] if parameter == name]
+            optimizer.state[x] = {key: _restack(key, name, memories, x) for key in parts}
+    return optimizer
+
+
+def _restack(key: str, name: str, memories: Sequence[Memory], like: torch.Tensor) -> torch.Tensor:
+    if key == "step":
+        return torch.from_numpy(np.array(memories[0]["step", name]))
+    return torch.from_numpy(np.stack([memory[key, name] for memory in memories])).to(like)
+
+
+def _clip(leaves, max_norm: float) -> None:
+    """Clips each silo's gradient to L2 norm `max_norm`, over all its parameters together."""
+    grads = [x.grad for x in leaves.values()]
+    norms = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()
+    factors = (max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+    for g in grads:
+        g.mul_(factors.view(-1, *[1] * (g.dim() - 1)))
+
+
+def _unstack(leaves, optimizer, plan: LocalPlan, silos: Sequence[Silo], loss, targets) -> list[Trained]:
+    arrays = {name: x.detach().cpu().numpy() for name, x in leaves.items()}
+    lost = [silo.name for k, silo in enumerate(silos)
+            if not (math.isfinite(loss[k]) and all(np.isfinite(x[k]).all() for x in arrays.values()))]  # fmt: skip
+    if lost:
+        raise SiloError(
+            "a finite training loss and finite parameters",
+            f"NaN or infinity at {', '.join(lost)}",
+            "Lower [local] lr, set [local] max_grad_norm, or look for damaged text in that silo.",
+        )
+    memories = [_memory(leaves, optimizer, k) if plan.keep else {} for k in range(len(silos))]
+    return [Trained({name: x[k] for name, x in arrays.items()}, float(loss[k]), int(targets[k]), memories[k])
+            for k in range(len(silos))]  # fmt: skip
+
+
+def _memory(leaves, optimizer: torch.optim.Optimizer, k: int) -> Memory:
+    return {
+        (key, name): value.cpu().numpy() if key == "step" else value[k].cpu().numpy()
+        for name, x in leaves.items()
+        for key, value in optimizer.state[x].items()
+        if value is not None
+    }

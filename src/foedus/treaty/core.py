@@ -1,0 +1,186 @@
+"""`Treaty`: the sections together, checked; its canonical form and its digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from .. import wire
+from ..errors import GuaranteeError, TreatyError
+from . import mistakes, schema, text
+from .mistakes import Mistakes
+from .rules import APPLIES, Facts, contradictions
+from .schema import GIVEN, MEMORY, SECTIONS, Section
+
+Tables = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Treaty:
+    """A treaty: one frozen value per section. Make one with `load`, `parse` or `from_dict`.
+
+    It compares, hashes and pickles by its sections. `folder`: where its file lies, against which a relative
+    `data.source` is read; no part of equality or digest. Raises `Mistakes` if the sections contradict one another.
+    """
+
+    treaty: schema.Heading
+    model: schema.Model
+    adapter: schema.Adapter
+    data: schema.Data
+    silos: schema.Silos
+    split: schema.Split
+    algorithm: schema.Algorithm
+    local: schema.Local
+    server: schema.Server
+    cohort: schema.Cohort
+    evaluation: schema.Evaluation
+    disclosure: schema.Disclosure
+    performance: schema.Performance
+    folder: Path | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        problems = contradictions(self._sections())
+        if problems:
+            raise Mistakes(problems)
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return self.treaty.name
+
+    @property
+    def seed(self) -> int:
+        """Of every draw that the treaty fixes."""
+        return self.treaty.seed
+
+    def tables(self) -> Tables:
+        """Every key that applies and has a value, defaults included: plain TOML values by section and key."""
+        facts = Facts(self._sections())
+        return {
+            section: {
+                key: _plain(key, facts[f"{section}.{key}"])
+                for key in cls.model_fields
+                if facts.applies(f"{section}.{key}") and facts[f"{section}.{key}"] not in (None, ())
+            }
+            for section, cls in SECTIONS.items()
+        }
+
+    def resolved(self) -> str:
+        """The complete treaty as TOML, every default written out and commented; parses back to an equal treaty."""
+        head = f"Resolved by foedus, every default written out. SHA-256 without [performance]: {self.digest()}"
+        return text.document(self.tables(), head)
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of `tables()` without [performance]: what the parties agree on.
+
+        Two spellings of one treaty have one digest; a change to any other value that applies changes it.
+        """
+        return wire.digest(wire.canonical({k: v for k, v in self.tables().items() if k != "performance"}))
+
+    def replace(self, **changes: Any) -> Treaty:
+        """This treaty with some dotted keys, or whole sections, changed: `replace(**{"algorithm.rounds": 3})`.
+
+        None takes a key out. A key that applied before and no longer does (mu, once the name is fedavg) goes too,
+        unless it is among the changes. Raises as `from_dict` does.
+        """
+        tables: Tables = self.tables()
+        for dotted, new in changes.items():
+            section, dot, key = dotted.partition(".")
+            if dot:
+                tables.setdefault(section, {})[key] = new
+            else:
+                tables[section] = new
+        return from_dict(_without_outdated(tables, changes), folder=self.folder)
+
+    def _sections(self) -> dict[str, Section]:
+        return {name: getattr(self, name) for name in SECTIONS}
+
+
+def from_dict(tables: Mapping[str, Any], where: str = "", *, folder: Path | None = None) -> Treaty:
+    """A treaty from plain values by section and key, as TOML would give them; None counts as not written.
+
+    `where`: what an error calls this treaty. Without [data] the silos are handed over in Python. Raises `Mistakes`
+    (a `TreatyError`) with everything that is wrong, and `GuaranteeError` for a treaty that asks for a guarantee.
+    """
+    raw = {str(name): _table(value) for name, value in tables.items()}
+    if "privacy" in raw:
+        raise _no_guarantee(where)
+    sections, problems, broken = _validate(_with_consequences(raw))
+    problems += contradictions(sections, broken)
+    if problems:
+        raise Mistakes(problems, where)
+    return Treaty(**sections, folder=folder)  # type: ignore[arg-type]
+
+
+def _validate(raw: Mapping[str, Any]) -> tuple[dict[str, Section], list[TreatyError], frozenset[str]]:
+    """The sections, their mistakes, and the dotted keys that have one; examples stand in for those keys."""
+    problems = [mistakes.unknown_section(name, raw[name]) for name in raw if name not in SECTIONS]
+    sections: dict[str, Section] = {}
+    broken: dict[str, TreatyError] = {}
+    for name, cls in SECTIONS.items():
+        table = raw.get(name, {})
+        try:
+            sections[name] = cls.model_validate(table)
+        except ValidationError as error:
+            found = dict(mistakes.of_section(name, table, error, name in raw))
+            sections[name] = _mended(cls, table, {key.partition(".")[2] for key in found})
+            broken |= found
+    return sections, problems + list(broken.values()), frozenset(broken)
+
+
+def _mended(cls: type[Section], table: Any, wrong: set[str]) -> Section:
+    sound = {key: x for key, x in table.items() if key not in wrong} if isinstance(table, dict) else {}
+    examples = {key: f.examples[0] for key, f in cls.model_fields.items() if f.is_required() and f.examples}
+    return cls.model_validate(examples | sound)
+
+
+def _with_consequences(raw: dict[str, Any]) -> dict[str, Any]:
+    """Defaults that follow from other keys: data in memory are given by silo; a test source leaves no test share."""
+    raw.setdefault("data", {"source": MEMORY})
+    data = raw["data"] if isinstance(raw["data"], dict) else {}
+    if data.get("source") == MEMORY and isinstance(raw.setdefault("silos", {}), dict):
+        raw["silos"].setdefault("by", GIVEN)
+    if "test_source" in data and isinstance(raw.setdefault("split", {}), dict):
+        raw["split"].setdefault("test", 0.0)
+    return raw
+
+
+def _without_outdated(tables: Tables, changes: Mapping[str, Any]) -> Tables:
+    sections, _, broken = _validate({name: _table(table) for name, table in tables.items()})
+    facts = Facts(sections)
+
+    def outdated(section: str, key: str) -> bool:
+        dotted = f"{section}.{key}"
+        return dotted not in changes and dotted in APPLIES and dotted not in broken and not facts.applies(dotted)
+
+    kept = {name for name in tables if name in changes or name not in SECTIONS}
+    return {
+        name: table if name in kept else {key: x for key, x in table.items() if not outdated(name, key)}
+        for name, table in tables.items()
+    }
+
+
+def _table(value: Any) -> Any:
+    if isinstance(value, Section):
+        value = value.model_dump(exclude_unset=True)
+    return {str(k): x for k, x in value.items() if x is not None} if isinstance(value, Mapping) else value
+
+
+def _plain(key: str, value: Any) -> Any:
+    if key in ("text", "targets") and len(value) == 1:
+        return value[0]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _no_guarantee(where: str) -> GuaranteeError:
+    return GuaranteeError(
+        "a treaty that claims no privacy, because this version gives no guarantee",
+        "a [privacy] section",
+        "Remove it, and only train among parties who may see what an update reveals (foedus check says what that is);"
+        " or wait for a version with differential privacy. Clipping, averaging or LoRA alone are no guarantee.",
+        where=": ".join(word for word in (where, "[privacy]") if word),
+    )

@@ -1,0 +1,279 @@
+"""The treaty's sections: every key, its type, its range, its default. Frozen values; `rules.py` holds them together.
+
+Types are strict: "8" is not 8, and true is not 1. A key's description is the comment that the resolved treaty carries.
+A key that does not apply (mu under fedavg) keeps its default here and appears in no resolved treaty.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+FORMAT = 1
+MEMORY = "memory"
+GIVEN = "given"
+PARTITIONS = ("domain", "author", "label", "column:<name>", "dirichlet", "quantity", "iid", GIVEN)
+BASELINES = ("base", "local", "pooled")
+MOST = 2**63 - 1  # TOML's integers have 64 bits
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else _tuple(value)
+
+
+def _writable(value: str) -> str:
+    value.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
+    return value
+
+
+def _unsigned_zero(value: float) -> float:
+    return value + 0.0
+
+
+def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) != len(value):
+        raise ValueError("the same name twice")
+    return value
+
+
+def _sorted(value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(_distinct(value)))
+
+
+def _partition(value: str) -> str:
+    column = value.removeprefix("column:")
+    if (value not in PARTITIONS and column == value) or not column.strip():
+        raise ValueError("not a way to partition")
+    return value
+
+
+def _targets(value: tuple[str, ...]) -> tuple[str, ...]:
+    return value if value in (("all-linear",), ("attention",)) else _sorted(value)
+
+
+def _says(expected: str, **more: Any) -> Any:
+    """What an error says was expected, where the JSON schema alone would say it worse."""
+    return {"expected": expected, **more}
+
+
+Str = Annotated[str, AfterValidator(_writable)]
+Line = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$"), AfterValidator(_writable)]
+Names = Annotated[tuple[Line, ...], Field(min_length=1), BeforeValidator(_tuple), AfterValidator(_sorted)]
+Columns = Annotated[tuple[Line, ...], Field(min_length=1), BeforeValidator(_one_or_several), AfterValidator(_distinct)]
+Targets = Annotated[tuple[Line, ...], Field(min_length=1), BeforeValidator(_one_or_several), AfterValidator(_targets)]
+SiloNames = Annotated[tuple[Line, ...], BeforeValidator(_tuple), AfterValidator(_distinct)]
+Baselines = Annotated[tuple[Literal["base", "local", "pooled"], ...], BeforeValidator(_tuple), AfterValidator(_sorted)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Whole = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0), AfterValidator(_unsigned_zero)]
+Fraction = Annotated[float, Field(ge=0, lt=1), AfterValidator(_unsigned_zero)]
+
+
+class Section(BaseModel):
+    """What the sections share: frozen, strict, no unknown keys, no NaN, no infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Heading(Section):
+    """[treaty]: which treaty this is."""
+
+    name: Annotated[str, Field(max_length=80, pattern=r"^[._-]*[a-z0-9][a-z0-9._-]*$")] = Field(
+        description="names the run",
+        examples=["newsgroups"],
+        json_schema_extra=_says("1 to 80 characters of a-z, 0-9, '.', '_' and '-', a letter or digit among them"),
+    )
+    purpose: Str = Field("", description="what the model is for, in words; part of the digest")
+    format: Annotated[int, Field(ge=FORMAT, le=FORMAT)] = Field(FORMAT, description="the format of this file")
+    seed: Whole = Field(0, description="of every draw: partition, split, sampling, adapter, batches")
+
+
+class Model(Section):
+    """[model]: the frozen base and what it is trained to do."""
+
+    base: Line = Field(
+        description="a catalogued name (foedus list models), a Hugging Face id, or a folder",
+        examples=["smollm2-135m-instruct"],
+    )
+    task: Literal["causal-lm", "masked-lm", "sequence-classification", "seq2seq"] = "causal-lm"
+    max_length: Annotated[int, Field(ge=8, le=8192)] = Field(
+        128, description="tokens; longer texts are cut into windows of this length"
+    )
+
+
+class Adapter(Section):
+    """[adapter]: what is trained. Every key but `kind` is for LoRA."""
+
+    kind: Literal["lora", "full"] = Field("lora", description='"full" trains every parameter')
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    alpha: Positive = Field(16.0, description="LoRA's delta is scaled by alpha / rank")
+    dropout: Fraction = Field(0.0, description="probability, on the adapter's input")
+    targets: Targets = Field(
+        ("all-linear",),
+        description='"all-linear", "attention", or a list of module names',
+        json_schema_extra=_says('"all-linear", "attention", or a list of distinct module names'),
+    )
+    embeddings: bool = Field(False, description="whether embeddings get an adapter too")
+
+
+class Data(Section):
+    """[data]: where the text is and what its columns are called. Left out, the data are handed over in Python."""
+
+    source: Line = Field(
+        description='a catalogued name, a path from here, hf:org/name, or "memory"',
+        examples=["20newsgroups"],
+    )
+    test_source: Line | None = Field(
+        None, description="held-out examples from elsewhere", examples=["20newsgroups:test"]
+    )
+    text: Columns = Field(
+        ("text",),
+        description="the column, or columns joined by a newline, to learn from",
+        json_schema_extra=_says("a column name, or a list of distinct column names"),
+    )
+    target: Line | None = Field(None, description="the column that seq2seq learns to write", examples=["summary"])
+    label: Line | None = Field(None, description="the column with the class", examples=["label"])
+    domain: Line | None = Field(None, description="the column by which results are broken down", examples=["domain"])
+    author: Line | None = Field(None, description="the column with who wrote it", examples=["author"])
+    timestamp: Line | None = Field(None, description="the column with when it was written", examples=["created_utc"])
+    keep: Names | None = Field(
+        None,
+        description="only these domains",
+        examples=[["sci.med", "sci.space"]],
+        json_schema_extra=_says("a list of distinct domains"),
+    )
+    max_examples: Count | None = Field(None, description="at most so many examples a silo", examples=[1000])
+
+
+class Silos(Section):
+    """[silos]: who holds what."""
+
+    by: Annotated[Line, AfterValidator(_partition)] = Field(
+        description="a column, or a drawn partition of all examples",
+        examples=["domain"],
+        json_schema_extra=_says("one of " + ", ".join(f'"{name}"' for name in PARTITIONS), known=PARTITIONS),
+    )
+    count: Count | None = Field(None, description="silos", examples=[10])
+    alpha: Positive = Field(0.5, description="of the Dirichlet distribution; smaller is more skewed")
+    min_examples: Count = Field(1, description="a silo with fewer is refused")
+    names: SiloNames = Field(
+        (),
+        description="of drawn silos, in order; else which of the column's values are silos",
+        examples=[["north", "south"]],
+        json_schema_extra=_says("a list of distinct names"),
+    )
+
+
+class Split(Section):
+    """[split]: shares of each silo's examples that are held out."""
+
+    by: Literal["hash", "time"] = Field("hash", description='"hash" of the text, or "time": the latest are held out')
+    validation: Fraction = Field(0.1, description="share held out for the evaluation every k rounds")
+    test: Fraction = Field(0.1, description="share held out for the final evaluation")
+
+
+class Algorithm(Section):
+    """[algorithm]: the federated algorithm."""
+
+    name: Literal["fedavg", "fedprox"] = "fedavg"
+    rounds: Count = Field(description="server rounds", examples=[10])
+    mu: NotNegative = Field(0.01, description="FedProx's pull towards the global model; 0 is FedAvg")
+
+
+class Local(Section):
+    """[local]: what a silo does in a round."""
+
+    steps: Count | None = Field(None, description="optimizer steps a round", examples=[20])
+    epochs: Count | None = Field(None, description="passes over the silo's training examples a round", examples=[1])
+    batch: Count = Field(8, description="rows of at most max_length tokens a step")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    momentum: Fraction = 0.0
+    weight_decay: NotNegative = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="of lr, over the rounds")
+    warmup: Whole = Field(0, description="rounds in which lr grows to its full value")
+    max_grad_norm: Positive | None = Field(
+        None, description="L2 norm to which each step's gradient is clipped; protects nobody", examples=[1.0]
+    )
+
+
+class Server(Section):
+    """[server]: what the coordinator does with the mean of the updates."""
+
+    optimizer: Literal["sgd", "momentum", "adagrad", "adam", "yogi"] = Field(
+        "sgd", description="sgd with lr = 1 is plain averaging"
+    )
+    lr: Positive = 1.0
+    momentum: Fraction = 0.9
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.99
+    tau: Positive = Field(1e-3, description="bounds an adaptive step")
+    weighting: Literal["examples", "uniform"] = Field("examples", description="what a silo's update weighs in the mean")
+    max_weight: Positive | None = Field(None, description="examples beyond so many weigh nothing", examples=[1000.0])
+
+
+class Cohort(Section):
+    """[cohort]: who takes part in a round."""
+
+    sampling: Literal["full", "fixed", "poisson"] = "full"
+    size: Count | None = Field(None, description="silos a round", examples=[5])
+    rate: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="probability that a silo takes part in a round", examples=[0.5]
+    )
+    minimum: Count = Field(1, description="silos; a round that ends with fewer stops the run")
+
+
+class Evaluation(Section):
+    """[evaluation]: what is measured, and how often."""
+
+    every: Count = Field(1, description="rounds between evaluations on the validation share")
+    baselines: Baselines = Field(
+        ("base",),
+        description="the model untouched, each silo alone, all data pooled",
+        json_schema_extra=_says('a list, without repetition, of "base", "local", "pooled"', known=BASELINES),
+    )
+    max_windows: Count | None = Field(None, description="at most so many rows a silo and split", examples=[100])
+
+
+class Disclosure(Section):
+    """[disclosure]: what silos let out beside their update."""
+
+    loss: bool = Field(True, description="each silo's training loss, every round")
+    holdings: bool = Field(True, description="how many examples of each domain and label each silo holds")
+
+
+class Performance(Section):
+    """[performance]: bears on speed only, and is no part of the digest."""
+
+    threads: Count | None = Field(
+        None, description="of the processor; left out, as many as there are cores", examples=[2]
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products")
+    cohort_batch: Literal["auto"] | Count = Field(
+        "auto",
+        description="silos trained side by side",
+        json_schema_extra=_says('"auto" or an integer ≥ 1'),
+    )
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "treaty": Heading,
+    "model": Model,
+    "adapter": Adapter,
+    "data": Data,
+    "silos": Silos,
+    "split": Split,
+    "algorithm": Algorithm,
+    "local": Local,
+    "server": Server,
+    "cohort": Cohort,
+    "evaluation": Evaluation,
+    "disclosure": Disclosure,
+    "performance": Performance,
+}

@@ -1,0 +1,58 @@
+"""A treaty in plain words: what leaves a silo, and what is promised about it. Short and honest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .core import Treaty
+
+_LEAKS = (
+    "Updates are not protected. From a silo's update, from the sum of all, or from the finished model one can learn"
+    " whether a given text was used (membership), properties of the data such as its topics and classes, and the text"
+    " itself: exact recovery of whole sequences has been measured from full gradients, and from LoRA's wherever the"
+    " rank is at least the number of tokens. A smaller rank, more local steps or more silos make that harder and"
+    " promise nothing. Nothing stops a curious coordinator, or whoever reads its memory or its wires: it sees every"
+    " update by itself."
+)
+
+
+def statement(treaty: Treaty) -> str:
+    """The guarantee in words. This version gives none, and says what that means."""
+    return f"No privacy guarantee: unit none, epsilon none. {_LEAKS}"
+
+
+def privacy(treaty: Treaty) -> dict[str, Any]:
+    """The guarantee as `summary.json` records it: unit, epsilon, delta, statement."""
+    return {"unit": "none", "epsilon": None, "delta": None, "statement": statement(treaty)}
+
+
+def describe(treaty: Treaty, numbers: int | None = None) -> list[str]:
+    """What leaves a silo, a line each. `numbers`: how many parameters are trained, where the model is known."""
+    return [*_each_round(treaty, numbers), *_evaluations(treaty), *_once(treaty)]
+
+
+def _each_round(treaty: Treaty, numbers: int | None) -> list[str]:
+    many = f"{numbers:,} numbers" if numbers is not None else "one number for each trained parameter"
+    lines = [f"its update, in every round it takes part in: {many}, unprotected"]
+    if treaty.server.weighting == "examples":
+        most = treaty.server.max_weight
+        capped = f", {most:g} at most" if most is not None else ""
+        lines.append(f"how many training examples it has, as its update's weight{capped}")
+    if treaty.disclosure.loss:
+        lines.append("its training loss, every round")
+    return lines
+
+
+def _evaluations(treaty: Treaty) -> list[str]:
+    often = treaty.evaluation.every
+    rounds = "round" if often == 1 else f"{often} rounds"
+    when = f"every {rounds} and at the end" if often <= treaty.algorithm.rounds else "at the end"
+    by = "by domain" if treaty.data.domain else "over all its held-out examples"
+    return [f"evaluation sums {by}, {when}: nats of loss, targets, bytes of text, correct predictions"]
+
+
+def _once(treaty: Treaty) -> list[str]:
+    lines = ["its name, and whether it failed and why"]
+    if treaty.disclosure.holdings:
+        lines.append("its holdings, once: how many examples and tokens it has, by split, domain and label")
+    return lines
