@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from .algorithms import ALGORITHMS
-from .data import Columns, Partition, Splits, SplitPlan, from_dataset, only, partition, read, split
+from .data import ROLES, Columns, Partition, Splits, SplitPlan, from_dataset, only, partition, read, split
 from .engines import InProcess
 from .errors import DataError
 from .lm.adapters import Full, LoRA, attach
@@ -132,8 +132,9 @@ def silo_splits(treaty: Treaty, data: Mapping[str, Any] | None = None) -> dict[s
 
 def columns(treaty: Treaty) -> Columns:
     """What the columns of the data are called."""
-    d = treaty.data
-    return Columns(d.text, d.target, d.label, d.domain, d.author, d.timestamp)
+    d, by = treaty.data, treaty.silos.by
+    own = (by.removeprefix("column:"),) if by.startswith("column:") else ()
+    return Columns(d.text, d.target, d.label, d.domain, d.author, d.timestamp, own=tuple(set(own) - set(ROLES)))
 
 
 def _partitioned(treaty: Treaty, source: str) -> dict[str, pa.Table]:
@@ -141,7 +142,7 @@ def _partitioned(treaty: Treaty, source: str) -> dict[str, pa.Table]:
     if treaty.data.keep is not None:
         table = only(table, treaty.data.keep)
     s = treaty.silos
-    how = Partition(s.by, s.count, s.alpha, s.min_examples, s.names, treaty.data.max_examples)
+    how = Partition(s.by, s.count, s.alpha, s.min_examples, s.names or (), treaty.data.max_examples)
     return partition(table, how, treaty.seed)
 
 

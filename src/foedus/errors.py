@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class FoedusError(Exception):
@@ -23,7 +24,10 @@ class FoedusError(Exception):
 
     def __init__(self, expected: str, came: str, do: str, *, where: str = "") -> None:
         self.expected, self.came, self.do, self.where = expected, came, do, where
-        super().__init__(expected, came, do, where)
+        super().__init__(expected, came, do)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.expected, self.came, self.do, self.where)
 
     def __str__(self) -> str:
         head = f"{self.where}: " if self.where else ""
@@ -64,6 +68,10 @@ class CohortError(FoedusError):
 
 class RunError(FoedusError):
     """A run's folder: missing, damaged, full, or somebody else's."""
+
+
+def _again(kind: type[FoedusError], expected: str, came: str, do: str, where: str) -> FoedusError:
+    return kind(expected, came, do, where=where)
 
 
 def one_of(name: str, known: Iterable[str]) -> str:

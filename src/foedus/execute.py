@@ -7,7 +7,6 @@ the same folder it goes on from the last checkpoint, and ends in the same adapte
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -63,17 +62,14 @@ class Phase:
 
 
 def begin(treaty: Treaty, path: Path) -> RunFolder:
-    """A new run's folder for a treaty. It remembers where the treaty lay, since a relative data source starts there."""
-    folder = RunFolder.create(path, treaty.resolved())
-    folder.write_json("origin.json", {"folder": os.path.relpath(treaty.folder or Path(), path)})
-    return folder
+    """A new run's folder for a treaty."""
+    return RunFolder.create(path, treaty.resolved(), treaty.folder)
 
 
 def treaty_of(folder: RunFolder) -> Treaty:
     """The treaty that a run's folder was made for."""
     file = folder.path / "treaty.toml"
-    origin = (folder.read_json("origin.json") or {"folder": "."})["folder"]
-    return dataclasses.replace(parse(file.read_text(), where=str(file)), folder=folder.path / origin)
+    return dataclasses.replace(parse(file.read_text(), where=str(file)), folder=folder.origin)
 
 
 def execute(folder: RunFolder, place: Workplace, *, round: int | None = None) -> Iterator[Event]:

@@ -150,8 +150,8 @@ def _quantities(rows: int, how: Partition, seed: int) -> np.ndarray:
 
 def _label_skew(table: pa.Table, shuffled: np.ndarray, count: int, alpha: float, seed: int) -> list[np.ndarray]:
     """Hsu et al. 2019: each silo draws its label distribution q ~ Dir(α·p), p the labels' shares of all examples, and
-    then its equal part of the examples label by label from q, without replacement; a label that has run out is left
-    out and q renormalised."""
+    then its equal part of the examples from q, without replacement; a label that has run out is left out and q
+    renormalised. (Drawing each label's division over silos instead, as others do, makes silos of unequal size.)"""
     labels = _labels(table)[shuffled]
     queues = [shuffled[labels == label] for label in range(labels.max() + 1)]
     left = np.array([len(queue) for queue in queues])
@@ -159,7 +159,7 @@ def _label_skew(table: pa.Table, shuffled: np.ndarray, count: int, alpha: float,
     silos = []
     for index, size in enumerate(_equal(len(shuffled), count)):
         random = generator(seed, "partition", "dirichlet", index)
-        take = _without_replacement(left, random.dirichlet(alpha * prior), int(size), random)
+        take = _without_replacement(left, alpha * prior, int(size), random)
         silos.append(
             np.concatenate([queue[len(queue) - n :][:k] for queue, n, k in zip(queues, left, take, strict=True)])
         )
@@ -167,13 +167,17 @@ def _label_skew(table: pa.Table, shuffled: np.ndarray, count: int, alpha: float,
     return silos
 
 
-def _without_replacement(left: np.ndarray, q: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
-    """How many of each label `size` draws from q take, when `left` of each are to be had; size ≤ their sum."""
-    take = np.zeros_like(left)
+def _without_replacement(left: np.ndarray, weights: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
+    """How many of each label one silo takes: `size` draws from q ~ Dir(weights), when `left` of each are to be had and
+    size ≤ their sum. Where all that is left has a q of zero, which a small α makes, q is drawn anew among those."""
+    q, take = random.dirichlet(weights), np.zeros_like(left)
     while (missing := size - take.sum()) > 0:
-        open_ = np.where(take < left, q, 0.0)
-        weights = open_ if open_.sum() > 0 else (left - take).astype(np.float64)
-        take = np.minimum(left, take + random.multinomial(missing, weights / weights.sum()))
+        still = take < left
+        if not (q[still].sum() > 0):
+            q = np.zeros_like(q)
+            q[still] = random.dirichlet(weights[still])
+        chances = np.where(still, q, 0.0)
+        take = np.minimum(left, take + random.multinomial(missing, chances / chances.sum()))
     return take
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,7 @@ def _canonical(source: Source, columns: Columns) -> pa.Table:
     with reading(source.where):
         raw = source.take(list(dict.fromkeys([*texts, *roles.values(), *owns.values()])))
         raw.validate(full=True)
+    raw = _without_views(raw)
     text = _joined([_strings(raw[name], name, source.where, numbers=False) for name in texts])
     kept = pc.is_valid(text)
     rows = np.flatnonzero(kept.to_numpy(zero_copy_only=False))
@@ -131,11 +133,17 @@ def _resolve(source: Source, role: str, name: str | None) -> str | None:
 
 
 def _joined(parts: list[pa.ChunkedArray]) -> pa.ChunkedArray:
-    """The parts of every row joined by newlines, blank ones left out; null where all are blank."""
-    if len(parts) == 1:
-        return _filled(parts[0])
-    joined = pc.binary_join_element_wise(*map(_filled, parts), "\n", null_handling="skip")
-    return _filled(joined)
+    """The parts of every row joined by newlines, blank ones left out; null where all are blank. Two at a time, because
+    Arrow's own way to skip nulls drops rows in which all are null (pyarrow 26; narwhals issue 3965)."""
+    return reduce(lambda a, b: pc.coalesce(pc.binary_join_element_wise(a, b, "\n"), a, b), map(_filled, parts))
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """Views of strings as plain strings: Arrow does not filter views yet."""
+    for place, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
+        if pa.types.is_string_view(kind):
+            table = table.set_column(place, name, table[name].cast(pa.string()))
+    return table
 
 
 def _filled(strings: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -158,7 +166,7 @@ def _strings(column: pa.ChunkedArray, name: str, where: str, *, numbers: bool) -
     if numbers and pa.types.is_floating(kind):
         column = _whole(column)
         kind = column.type
-    textual = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    textual = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if textual or pa.types.is_null(kind) or (numbers and (pa.types.is_integer(kind) or pa.types.is_boolean(kind))):
         return column.cast(pa.string())
     wanted = "text or whole numbers" if numbers else "text"
@@ -178,7 +186,7 @@ def _whole(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _seconds(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """Epoch numbers, dates and times, or either as text, as seconds since 1970 UTC; a time without a zone is UTC."""
     kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         seconds = _parsed(_filled(pc.utf8_trim_whitespace(column.cast(pa.string()))), name, where)
     elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         seconds = _since_1970(column)

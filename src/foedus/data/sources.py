@@ -203,26 +203,30 @@ def _csv(data: bytes, where: str, *, delimiter: str = ",", quoted: bool = True, 
         raise _nothing(where, "an empty file")
 
     def take(names: Sequence[str]) -> pa.Table:
-        uneven: list[pa_csv.InvalidRow] = []
         block = min(len(data) + 1, _BLOCK)
         try:
             return pa_csv.read_csv(
                 pa.BufferReader(data),
                 pa_csv.ReadOptions(use_threads=False, block_size=block, skip_rows_after_names=skip),
                 pa_csv.ParseOptions(
-                    delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted,
-                    invalid_row_handler=lambda row: uneven.append(row) or "error",
+                    delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
                 ),
                 pa_csv.ConvertOptions(include_columns=list(names), column_types=dict.fromkeys(names, pa.string())),
-            )  # fmt: skip
-        except pa.ArrowInvalid:
-            if not uneven:
-                raise
-            came = f"{uneven[0].actual_columns} in row {uneven[0].number} of the file"
-            do = "Quote fields that hold a delimiter or a line break, and double the quotes inside them."
-            raise DataError(f"{uneven[0].expected_columns} fields in every row", came, do, where=where) from None
+            )
+        except pa.ArrowInvalid as error:
+            raise _uneven(error, where) from None
 
     return Source(where, tuple(header), take)
+
+
+def _uneven(error: pa.ArrowInvalid, where: str) -> Exception:
+    """Arrow's complaint about a row without that row's content, which is private; any other complaint as it is."""
+    found = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(error))
+    if not found:
+        return error
+    row, expected, came = found.groups()
+    do = "Quote fields that hold a delimiter or a line break, and double the quotes inside them."
+    return DataError(f"{expected} fields in every row", f"{came} in row {row} of the file", do, where=where)
 
 
 def _tsv(data: bytes, where: str) -> Source:

@@ -37,17 +37,23 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, treaty: str) -> RunFolder:
-        """A new folder with the resolved treaty in it. Raises `RunError` as `check_free` does."""
+    def create(cls, path: Path, treaty: str, origin: Path | None = None) -> RunFolder:
+        """A new folder with the resolved treaty in it. Raises `RunError` as `check_free` does.
+
+        `origin`: where the treaty lay, since a relative data source starts there. The treaty is written last: a folder
+        that has one is a run.
+        """
         cls.check_free(path)
         folder = cls(path)
+        folder.write_json("origin.json", {"folder": os.path.relpath(origin or Path(), path)})
         folder.write("treaty.toml", treaty.encode())
         return folder
 
     @classmethod
     def check_free(cls, path: Path) -> None:
         """Raises `RunError` unless a new run may be made at `path`."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        unfinished = {"origin.json", ".origin.json.part", ".treaty.toml.part"}
+        if path.exists() and (not path.is_dir() or {x.name for x in path.iterdir()} - unfinished):
             raise RunError(
                 f"no folder, or an empty one, at {path}",
                 "a run that is already there" if (path / "treaty.toml").exists() else "something else",
@@ -64,6 +70,11 @@ class RunFolder:
                 "Name the folder that was given to `foedus run --out`.",
             )
         return cls(path)
+
+    @property
+    def origin(self) -> Path:
+        """Where the run's treaty lay."""
+        return self.path / (self.read_json("origin.json") or {"folder": "."})["folder"]
 
     @contextmanager
     def lock(self) -> Iterator[None]:

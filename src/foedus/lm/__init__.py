@@ -1,5 +1,5 @@
-"""The language-model room. Read `load.py` (a frozen base), `adapters.py` (what is trained on it), `objectives.py` (text to
-targets), then `bench.py` (losses for many silos at once).
+"""The language-model room. Read `load.py` (a frozen base), `adapters.py` (what is trained on it), `objectives.py`
+(text to targets), then `bench.py` (losses for many silos at once).
 
 Importing it sets the switches that Hugging Face libraries read once, when they are first imported: no telemetry, no
 progress bars in our output, no thread pool in the tokenizer (it would deadlock forked workers). Switches that the user

@@ -28,6 +28,7 @@ from ..errors import ModelError, one_of
 from ..seeds import generator
 from ..wire import canonical
 from .load import Base
+from .weights import quiet
 
 RECORD = "foedus.json"  # beside the weights: which base they belong to, and what they are
 LORA_WEIGHTS, FULL_WEIGHTS = "adapter_model.safetensors", "model.safetensors"
@@ -73,9 +74,9 @@ class Full:
 def attach(base: Base, adapter: LoRA | Full, seed: int) -> None:
     """Make `base.model` trainable: a PeftModel for LoRA, the model itself for Full.
 
-    A is drawn from `seed` and the parameter's name, so every silo and every machine starts from the same; B is zero, so
-    the logits are the base's, bit for bit. A classifier's head is trained whole. Raises `ModelError` for unknown targets
-    and for a base that has an adapter already.
+    A is drawn from `seed` and the parameter's name, so every silo and every machine starts from the same; B is zero,
+    so the logits are the base's, bit for bit. A classifier's head is trained whole. Raises `ModelError` for unknown
+    targets and for a base that has an adapter already.
     """
     _check(not _attached(base.model), "a base without an adapter", f"{base.name} with one", "Load the base again.")
     if isinstance(adapter, Full):
@@ -114,7 +115,8 @@ def heads(base: Base) -> tuple[str, ...]:
     """The modules that are trained whole beside LoRA: a classifier's head, and whatever the weights did not contain."""
     if base.task != "sequence-classification":
         return ()
-    head = [name for name, _ in base.model.named_children() if name in ("classifier", "score", "classification_head")]
+    children = [name for name, child in base.model.named_children() if any(True for _ in child.parameters())]
+    head = [name for name in children if name != base.model.base_model_prefix]
     inside = tuple(f"{name}." for name in head)
     return (*head, *(name for name in base.fresh if name not in head and not name.startswith(inside)))
 
@@ -147,8 +149,9 @@ def load_params(model: nn.Module, params: Mapping[str, np.ndarray]) -> None:
 def save_adapter(base: Base, adapter: LoRA | Full, params: Mapping[str, np.ndarray], folder: Path, card: str) -> str:
     """Write `params` and the model card into `folder`; returns the SHA-256 of the weights file.
 
-    LoRA: PEFT's format. Full: the whole model with its tokenizer. The model itself is left as it was. What was written is
-    read back through PEFT and compared, because a file that PEFT reads as something else would be noticed much later.
+    LoRA: PEFT's format. Full: the whole model with its tokenizer. The model itself is left as it was. What was
+    written is read back through PEFT and compared, because a file that PEFT reads as something else would be noticed
+    much later.
     """
     before = params_of(base.model)
     try:
@@ -168,8 +171,7 @@ def save_adapter(base: Base, adapter: LoRA | Full, params: Mapping[str, np.ndarr
 
 
 def load_adapter(base: Base, folder: Path) -> None:
-    """Put the adapter in `folder` on `base`, which has none yet, after `check_adapter`; it is ready to be used, frozen."""
-    _check(not _attached(base.model), "a base without an adapter", f"{base.name} with one", "Load the base again.")
+    """Put the adapter in `folder` on `base`, which has none yet, frozen and ready for use; `check_adapter` first."""
     check_adapter(base, folder)
     with _peft_speaks():
         base.model = PeftModel.from_pretrained(base.model, folder).eval()
@@ -181,6 +183,7 @@ def check_adapter(base: Base, folder: Path) -> None:
     Looks at the adapter's layers and their sizes, then at the family, the task, the labels and the base's digest
     that `save_adapter` recorded; an adapter made elsewhere has no such record, and is judged by layers and sizes.
     """
+    _check(not _attached(base.model), "a base without an adapter", f"{base.name} with one", "Load the base again.")
     if not (folder / "adapter_config.json").is_file():
         came = f"{folder.name} without adapter_config.json"
         do = "Name the folder that `save_adapter` wrote; a fully trained model is loaded by `load_base`."
@@ -217,11 +220,13 @@ def _named_targets(base: Base, names: tuple[str, ...]) -> list[str]:
 
 
 def _embeddings(model: nn.Module) -> list[str]:
-    """Every token embedding that is looked up. An encoder-decoder shares its table between two such modules, and the third,
-    under whose name it is registered, is never called.
+    """Every token embedding that is looked up. An encoder-decoder shares its table between two such modules, and the
+    third, under whose name it is registered, is never called.
     """
     owner = model.get_input_embeddings()
-    tables = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Embedding) and m.weight is owner.weight]
+    tables = [
+        (name, m) for name, m in model.named_modules() if isinstance(m, nn.Embedding) and m.weight is owner.weight
+    ]
     return [name for name, module in tables if len(tables) == 1 or module is not owner]
 
 
@@ -229,8 +234,8 @@ def _embeddings(model: nn.Module) -> list[str]:
 def _initialise(model: nn.Module, seed: int) -> None:
     """A ~ U(−1/√n, 1/√n) over n inputs, as PEFT draws it for linear layers, and B = 0.
 
-    An embedding's input is one-hot, so n = 1 there. (PEFT starts embeddings with A = 0 and B random; here every layer has the
-    same half at zero, which is what algorithms that freeze or share A rely on.)
+    An embedding's input is one-hot, so n = 1 there. (PEFT starts embeddings with A = 0 and B random; here every layer
+    has the same half at zero, which is what algorithms that freeze or share A rely on.)
     """
     for name, parameter in trainable(model).items():
         if "lora_A" in name or "lora_embedding_A" in name:
@@ -247,7 +252,7 @@ def _attached(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def _peft_speaks() -> Iterator[None]:
-    """Without two warnings of PEFT's that are not about us: merging into tied weights, and a name that it should not use."""
+    """Without two of PEFT's warnings that are not about us: on merging into tied weights, and on a name it uses."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
@@ -259,9 +264,11 @@ def _peft_speaks() -> Iterator[None]:
 
 def _write(base: Base, adapter: LoRA | Full, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT would take an old card for one of its own
     if isinstance(adapter, Full):
-        base.model.save_pretrained(folder, max_shard_size="1000GB")
-        base.tokenizer.save_pretrained(folder)
+        with quiet():
+            base.model.save_pretrained(folder, max_shard_size="1000GB")
+            base.tokenizer.save_pretrained(folder)
         return
     base.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the base
     path = folder / "adapter_config.json"
@@ -297,19 +304,33 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _check_layers(base: Base, folder: Path, record: Mapping[str, Any]) -> None:
-    modules = dict(base.model.named_modules())
+    sizes = _sizes(base.model)
     for key, shape in _shapes(folder).items():
         name, _, half = key.removeprefix("base_model.model.").rpartition(".lora_")
+        if (name or half) not in sizes:
+            raise _mismatch(base, f"a base with {name or half}", f"{base.name} ({base.family}) without it", record)
+        own = sizes[name or half]
         if not name:
-            continue
-        if name not in modules:
-            raise _mismatch(base, f"a base with a layer {name}", f"{base.name} ({base.family}) without it", record)
-        rows, columns = _size(modules[name])
-        if (half.startswith(("A", "embedding_A")) and shape[1] != columns) or (
-            half.startswith(("B", "embedding_B")) and shape[0] != rows
-        ):
-            expected = f"{name} with {shape[1] if 'A' in half else shape[0]} {'inputs' if 'A' in half else 'outputs'}"
-            raise _mismatch(base, expected, f"{base.name} with {columns if 'A' in half else rows}", record)
+            fits, meant = shape == own, f"{half} of shape {shape}"
+        elif half.startswith(("A", "embedding_A")):
+            fits, meant = shape[1] == own[1], f"{name} with {shape[1]} inputs"
+        else:
+            fits, meant = shape[0] == own[0], f"{name} with {shape[0]} outputs"
+        if not fits:
+            raise _mismatch(base, meant, f"{base.name} with {' × '.join(map(str, own))}", record)
+
+
+def _sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """(outputs, inputs) of each layer that LoRA can adapt, and the shape of each parameter by its own name."""
+    sizes: dict[str, tuple[int, ...]] = {name: tuple(x.shape) for name, x in model.named_parameters()}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            sizes[name] = (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):
+            sizes[name] = (module.weight.shape[1], module.weight.shape[0])
+        elif isinstance(module, nn.Embedding):
+            sizes[name] = (module.embedding_dim, module.num_embeddings)  # its input is one-hot
+    return sizes
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -321,19 +342,11 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"a whole {LORA_WEIGHTS}", f"{folder.name}: {error}", do) from error
 
 
-def _size(module: nn.Module) -> tuple[int, int]:
-    """(outputs, inputs) of a linear layer; an embedding takes one-hot rows."""
-    if isinstance(module, nn.Embedding):
-        return module.embedding_dim, module.num_embeddings
-    rows, columns = module.weight.shape
-    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
-
-
 def _mismatch(base: Base, expected: str, came: str, record: Mapping[str, Any]) -> ModelError:
     made_for = record.get("name", "the base that its adapter_config.json names")
     return ModelError(expected, came, f"Load {made_for}, or train an adapter for {base.name}.")
 
 
-def _check(holds: bool, expected: str, came: str, do: str = "Change it.") -> None:
+def _check(holds: bool, expected: str, came: str, do: str = "Correct it in [adapter].") -> None:
     if not holds:
         raise ModelError(expected, came, do)

@@ -1,7 +1,7 @@
 """From text to targets: how examples become rows of tokens, rows a batch, and which positions of a batch are predicted.
 
-One `Objective` a task; all share one shape. `encode` runs once over a silo's examples, `collate` once a step, and `align`
-pairs what the model says at a position with what should have been said there. Read `bench.py` next.
+One `Objective` a task; all share one shape. `encode` runs once over a silo's examples, `collate` once a step, and
+`align` pairs what the model says at a position with what should have been said there. Read `bench.py` next.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ..errors import DataError, ModelError, one_of
 from ..seeds import generator
@@ -60,10 +59,11 @@ class Words:
 class Encoded:
     """Examples as rows of tokens; `len()` is the number of rows. All per-row arrays have that length.
 
-    `inputs`: token ids. `first`: where in a row the targets begin (causal-lm). `answers`: the decoder's tokens (seq2seq)
-    or the number of the label (sequence-classification). `targets`: how many positions of the row are predicted.
-    `bytes`: UTF-8 bytes of the text that the row's targets spell; over the rows of a document they add up to the whole
-    document. `documents`: the row of the table that a row comes from. `domains`: that document's domain, "" without one.
+    `inputs`: token ids. `first`: where in a row the targets begin (causal-lm). `answers`: the decoder's tokens
+    (seq2seq) or the number of the label (sequence-classification). `targets`: how many positions of the row are
+    predicted. `bytes`: UTF-8 bytes of the text that the row's targets spell; over the rows of a document they add up
+    to the whole document. `documents`: the row of the table that a row comes from. `domains`: that document's domain,
+    "" without one.
     """
 
     inputs: Ragged
@@ -88,7 +88,8 @@ class Encoded:
 class Objective:
     """One task: how to encode, collate and align. Make it with `make_objective`.
 
-    `max_length`: tokens in a row, special ones included. `labels`: of sequence-classification, in the order of the classes.
+    `max_length`: tokens in a row, special ones included. `labels`: of sequence-classification, in the order of the
+    classes.
     """
 
     task: str
@@ -98,12 +99,12 @@ class Objective:
     def encode(self, examples: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         """The examples (columns `text`, and `target`, `label`, `domain` where the task has them) as rows of tokens.
 
-        causal-lm: a document is tokenised, closed by the end token, and cut into windows of `max_length`; every token but
-        the first is a target exactly once, so a window begins with the last token of the one before. Every window opens
-        as the tokenizer opens a text. With a `target` column only the target's tokens are targets, and of a text that is
-        too long the end is kept. masked-lm: consecutive windows. The other two: one row a document, cut at `max_length`.
-        A document of which nothing is left to predict has no row. Raises `DataError` for a missing column or an
-        unknown label, `ModelError` for a `max_length` that the model cannot take.
+        causal-lm: a document is tokenised, closed by the end token, and cut into windows of `max_length`; every token
+        but the first is a target exactly once, so a window begins with the last token of the one before. Every window
+        opens as the tokenizer opens a text. With a `target` column only the target's tokens are targets, and of a
+        text that is too long the end is kept. masked-lm: consecutive windows. The other two: one row a document, cut
+        at `max_length`. A document of which nothing is left to predict has no row. Raises `DataError` for a missing
+        column or an unknown label, `ModelError` for a `max_length` that the model cannot take.
         """
         if self.max_length > tokenizer.model_max_length:
             came, do = f"max_length={self.max_length}", "Lower model.max_length."
@@ -113,8 +114,8 @@ class Objective:
     def collate(self, encoded: Encoded, rows: Sequence[int], generator_seed: int) -> dict[str, torch.Tensor]:
         """A batch of these rows: `input_ids` and `attention_mask` (b, t), `labels` (b, t) or (b,), all int64.
 
-        Padded on the right to the longest row. masked-lm draws its masks here, from (`generator_seed`, row): they do not
-        depend on the other rows of the batch. In causal-lm a label stands at its own token; `align` shifts.
+        Padded on the right to the longest row. masked-lm draws its masks here, from (`generator_seed`, row): they do
+        not depend on the other rows of the batch. In causal-lm a label stands at its own token; `align` shifts.
         """
         ids = [encoded.inputs[row] for row in rows]
         batch = {
@@ -227,27 +228,29 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class _Texts:
-    """Texts and their tokens. `byte(i, token)`: how many bytes of text i lie before that token of it."""
+    """Texts and their tokens."""
 
     texts: list[str]
-    batch: Any
+    tokens: list[list[int]]
+    batch: BatchEncoding
 
     @classmethod
     def of(cls, texts: list[str], tokenizer: PreTrainedTokenizerBase, *, plain: bool) -> _Texts:
         """`plain`: the spelling of a special token in the text is text, and does not become that token."""
+        if not texts:
+            return cls([], [], BatchEncoding())
         options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-        batch = tokenizer(texts, add_special_tokens=False, split_special_tokens=plain, **options) if texts else None
-        return cls(texts, batch)
+        batch = tokenizer(texts, add_special_tokens=False, split_special_tokens=plain, **options)
+        return cls(texts, batch["input_ids"], batch)
 
-    def __getitem__(self, i: int) -> list[int]:
-        return self.batch["input_ids"][i]
+    def bytes(self, i: int, start: int, stop: int) -> int:
+        """UTF-8 bytes of text i from its token `start` to its token `stop`; what lies between tokens counts too."""
+        return len(self.texts[i][self._char(i, start) : self._char(i, stop)].encode())
 
-    def byte(self, i: int, token: int) -> int:
+    def _char(self, i: int, token: int) -> int:
         if token <= 0:
             return 0
-        if token >= len(self[i]):
-            return len(self.texts[i].encode())
-        return len(self.texts[i][: self.batch.token_to_chars(i, token).start].encode())
+        return self.batch.token_to_chars(i, token).start if token < len(self.tokens[i]) else len(self.texts[i])
 
 
 def _causal(objective: Objective, columns: _Columns, tokenizer: PreTrainedTokenizerBase) -> Encoded:
@@ -258,13 +261,13 @@ def _causal(objective: Objective, columns: _Columns, tokenizer: PreTrainedTokeni
     said = _Texts.of(columns.second or columns.text, tokenizer, plain=False)
     width = objective.max_length - len(before)
     rows = _Rows.none()
-    for doc in range(len(columns.text)):
-        answer = said[doc] + end
-        prompt = asked[doc][-max(width - len(answer), 1) :] if prompts else []
-        for start, target, stop in _windows(len(prompt), len(prompt) + len(answer), width, bool(before)):
-            size = said.byte(doc, stop - len(prompt)) - (said.byte(doc, target - len(prompt)) if start else 0)
-            inputs = before + (prompt + answer)[start:stop]
-            rows.add(inputs, (), len(before) + target - start, stop - target, size, doc)
+    for doc, tokens in enumerate(said.tokens):
+        answer = tokens + end
+        prompt = asked.tokens[doc][-max(width - len(answer), 1) :] if prompts else []
+        body, skip = prompt + answer, len(prompt)
+        for start, target, stop in _windows(skip, len(body), width, bool(before)):
+            size = said.bytes(doc, target - skip if start else 0, stop - skip)
+            rows.add(before + body[start:stop], (), len(before) + target - start, stop - target, size, doc)
     return rows.encoded(columns, _words(tokenizer, before, []))
 
 
@@ -291,10 +294,10 @@ def _masked(objective: Objective, columns: _Columns, tokenizer: PreTrainedTokeni
     texts = _Texts.of(columns.text, tokenizer, plain=True)
     width = objective.max_length - len(before) - len(after)
     rows = _Rows.none()
-    for doc in range(len(columns.text)):
-        for start in range(0, len(texts[doc]), width):
-            ids = texts[doc][start : start + width]
-            size = texts.byte(doc, start + width) - texts.byte(doc, start)
+    for doc, tokens in enumerate(texts.tokens):
+        for start in range(0, len(tokens), width):
+            ids = tokens[start : start + width]
+            size = texts.bytes(doc, start, start + width)
             rows.add(before + ids + after, (), len(before), _masks(len(ids)), size, doc)
     return rows.encoded(columns, _words(tokenizer, before, after))
 
@@ -308,8 +311,8 @@ def _classes(objective: Objective, columns: _Columns, tokenizer: PreTrainedToken
     for doc, label in enumerate(columns.second):
         if label not in classes:
             raise DataError("a label that the treaty names", f'"{label}" in row {doc}', one_of(label, classes))
-        inputs = before + texts[doc][:width] + after
-        rows.add(inputs or [tokenizer.eos_token_id or 0], (classes[label],), 0, 1, texts.byte(doc, width), doc)
+        inputs = before + texts.tokens[doc][:width] + after
+        rows.add(inputs or [tokenizer.eos_token_id or 0], (classes[label],), 0, 1, texts.bytes(doc, 0, width), doc)
     return rows.encoded(columns, _words(tokenizer, before, after))
 
 
@@ -320,8 +323,8 @@ def _pairs(objective: Objective, columns: _Columns, tokenizer: PreTrainedTokeniz
     width = objective.max_length - len(before) - len(after)
     rows = _Rows.none()
     for doc in range(len(columns.text)):
-        answer = before + said[doc][:width] + after
-        rows.add(before + asked[doc][:width] + after, answer, 0, len(answer), said.byte(doc, width), doc)
+        answer = before + said.tokens[doc][:width] + after
+        rows.add(before + asked.tokens[doc][:width] + after, answer, 0, len(answer), said.bytes(doc, 0, width), doc)
     return rows.encoded(columns, _words(tokenizer, before, after))
 
 

@@ -1,7 +1,7 @@
 """Tiny random models of every family, for tests and for trying a treaty: `tiny:llama`, `tiny:bert`, `tiny:t5`, …
 
-Each has two layers, a hidden size of 32 and about 300 tokens. Weights come from named generators, not from the library's own
-initialisation, so they (and their digest) are the same on every machine and under every version of the library.
+Each has two layers, a hidden size of 32 and about 300 tokens. Weights come from named generators, not from the
+library's own initialisation, so they (and their digest) are the same on every machine and under every version of it.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ CLASSES = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "seq2seq": "AutoModelForSeq2SeqLM",
 }
+ESCAPES = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]#~"} | {mark: f"&#{ord(mark)};" for mark in "<>|&"})
 UNSTATED = "No privacy statement was recorded. Assume that updates were not protected."
 
 Values = Mapping[str, Any]
@@ -38,7 +39,7 @@ def model_card(summary: Values, treaty_text: str) -> str:
         _what(summary, treaty),
         _how_trained(summary, treaty),
         _evaluated(summary),
-        f"## Privacy\n\n{_paragraph((summary.get('privacy') or {}).get('statement') or UNSTATED)}\n",
+        f"## Privacy\n\n{_inline((summary.get('privacy') or {}).get('statement') or UNSTATED)}\n",
         _limits(summary),
         f"## How to load it\n\n```python\n{loading_code(summary, treaty, '.')}\n```\n",
         _origin(summary, treaty_text),
@@ -61,7 +62,7 @@ def loading_code(summary: Values, treaty: Values, folder: str = "adapter") -> st
         more = f", task={json.dumps(task)}" if task != "causal-lm" else ""
         more += f", labels={json.dumps(_labels(summary))}" if task == "sequence-classification" else ""
         return (
-            "from foedus.lm import load_base\n"
+            "from foedus.lm.load import load_base\n"
             "from peft import PeftModel\n\n"
             f"base = load_base({json.dumps(name)}{more})\n"
             f"model = PeftModel.from_pretrained(base.model, {quoted})\n"
@@ -111,7 +112,7 @@ def _what(summary: Values, treaty: Values) -> str:
     where = f"{silos} silos, each of which kept its text" if silos else "silos that kept their text"
     lines = [f"# {_inline(str(name))}", ""]
     if purpose:
-        lines += [_paragraph(str(purpose)), ""]
+        lines += [_inline(str(purpose)), ""]
     result = "The model was" if (summary.get("adapter") or {}).get("kind") == "full" else "This adapter was"
     lines += [f"{result} trained with Foedus across {where}. {' '.join(map(_inline, verdict(_evaluation(summary))))}", ""]
     return "\n".join(lines)
@@ -136,7 +137,7 @@ def _how_trained(summary: Values, treaty: Values) -> str:
         "Examples trained on": _examples(summary),
         "Seed": summary.get("seed"),
     }
-    lines = [f"| {key} | {_cell(str(value))} |" for key, value in rows.items() if value not in (None, "")]
+    lines = [f"| {key} | {_inline(str(value))} |" for key, value in rows.items() if value not in (None, "")]
     return "\n".join(["## How it was trained", "", "| | |", "|---|---|", *lines, ""])
 
 
@@ -159,7 +160,7 @@ def _table(c: Comparison) -> str:
     lines = [
         f"### {c.title}",
         "",
-        f"| | {' | '.join(heads)} | Federated against base |",
+        f"| | {' | '.join(heads)} | Federated vs. base |",
         f"|---|{'---:|' * (len(heads) + 1)}",
         *(_line(c, row) for row in (c.micro, c.macro, *c.domains)),
         "",
@@ -169,7 +170,7 @@ def _table(c: Comparison) -> str:
 
 def _line(c: Comparison, row: Row) -> str:
     values = [figure(row.values.get(phase), c.metric) for phase in c.phases]
-    return f"| {_cell(row.name)} | {' | '.join(values)} | {signed_percent(row.change())} |"
+    return f"| {_inline(row.name)} | {' | '.join(values)} | {signed_percent(row.change())} |"
 
 
 def _limits(summary: Values) -> str:
@@ -222,9 +223,4 @@ def _longest_run(text: str) -> int:
 
 def _inline(text: str) -> str:
     """Text on one line that Markdown and HTML leave as it is."""
-    for mark in "\\`*_[]<>|#":
-        text = text.replace(mark, f"&#{ord(mark)};" if mark in "<>|" else f"\\{mark}")
-    return " ".join(text.split())
-
-
-_cell = _paragraph = _inline
+    return " ".join(text.translate(ESCAPES).split())

@@ -111,7 +111,7 @@ def verdict(evaluation: Evaluation) -> tuple[str, ...]:
 def percent(fraction: float) -> str:
     """The size of a fraction in percent, without its sign: 31 %, 1.8 %, 0.06 %."""
     size = abs(fraction) * 100
-    digits = 0 if size >= 10 else 1 if size >= 0.1 else 2
+    digits = 0 if size >= 9.95 else 1 if size >= 0.1 else 2
     return f"{size:.{digits}f}\u00a0%"
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from ..errors import RunError
 from . import plots
 from .card import adapter_text, loading_code
 from .compare import EXPLAINED, PHASES, TITLES, Comparison, compare_all, figure, signed_percent, verdict
@@ -43,6 +45,9 @@ def write_report(run: Path) -> Path:
     try:
         beside.write_text(page, encoding="utf-8")
         os.replace(beside, place)
+    except OSError as error:
+        do = "Make room or mend the permissions, and write it again with `foedus report`."
+        raise RunError(f"to write {place}", error.strerror or str(error), do) from error
     finally:
         beside.unlink(missing_ok=True)
     return place
@@ -60,7 +65,7 @@ def render(run: Run) -> str:
     )
     environment.filters |= {
         "bytes": bytes_text, "seconds": seconds_text, "count": thousands, "change": signed_percent, "figure": figure,
-        "change_size": lambda row: abs(row.change() or 0.0),
+        "change_size": lambda row: abs(row.change() or 0.0), "breakable": _breakable,
     }  # fmt: skip
     environment.globals |= {"include_raw": lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))}
     return environment.get_template("report.html.j2").render(_page(run))
@@ -264,9 +269,16 @@ def _matrix(held: Mapping[str, Any], sizes: Mapping[str, int], key: str) -> dict
     kinds = sorted({kind for silo in counts.values() for kind in silo})
     if not kinds:
         return None
+    by_kind = all(len(silo) <= 1 for silo in counts.values())
+    by_size = not by_kind and len(counts) > plots.FEW
+    if by_kind:
+        counts = dict(sorted(counts.items(), key=lambda item: (list(item[1]), item[0])))
+    if by_size:
+        counts = dict(sorted(counts.items(), key=lambda item: (-sizes[item[0]], item[0])))
     alt = f"Number of examples by silo and {key[:-1]}: {len(counts)} silos, {len(kinds)} {key}. The table has the counts."
     return {
         "key": key,
+        "by_size": by_size,
         "counts": counts,
         "kinds": kinds,
         "plot": picture(f"holds-{key}", alt, lambda narrow: plots.holdings(counts, sizes, narrow)),
@@ -349,6 +361,7 @@ def _attendance(run: Run) -> dict[str, Any]:
         "plot": picture("attendance", alt, draw) if shown else None,
         "failures": failures,
         "everybody": everybody,
+        "many": len(took_part) > plots.MANY,
         "rounds": len(records),
     }
 
@@ -401,6 +414,11 @@ def _spoken(name: str) -> str:
 
 def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken after its dots, slashes, underscores and hyphens."""
+    return Markup(re.sub(r"([./_-])(?=.)", r"\1<wbr>", str(escape(name))))
 
 
 def _finite(value: Any) -> bool:

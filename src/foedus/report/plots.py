@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from .compare import TITLES, Row, figure, signed_percent
+from .compare import PHASES, TITLES, Row, figure, signed_percent
 from .svg import COLOURS, NARROW, WIDE, sheet, tip
 from .words import bytes_text, seconds_text, shorten, thousands
 
-FEW = 12
+FEW, MANY = 12, 40
 MOST_ROWS = 30
 MARKERS = {"base": "o", "local_only": "D", "federated": "o", "pooled": "s"}
 SIZES = {"base": 70, "local_only": 52, "federated": 110, "pooled": 60}  # square pixels
@@ -54,7 +54,7 @@ def _dumbbell(axes: Axes, height: int, row: Row, phases: Sequence[str]) -> None:
         axes.plot([start, end], [height] * 2, color=COLOURS["federated"], alpha=0.35, linewidth=4, zorder=2)
     for phase in phases:
         if math.isfinite(value := row.values.get(phase, math.nan)):
-            mark = axes.scatter([value], [height], **_mark(phase), zorder=4 if phase == "federated" else 3)
+            mark = axes.scatter([value], [height], **_mark(phase), zorder=3 + PHASES.index(phase))
             mark.set_gid(tip(f"{row.name}: {TITLES[phase].lower()} {figure(value)}"))
 
 
@@ -89,7 +89,7 @@ def losses(federated: Mapping[str, Points], alone: Mapping[str, Points], narrow:
 def _panels(names: Sequence[str], federated: Mapping[str, Points], alone: Mapping[str, Points], narrow: bool) -> Figure:
     columns = min(len(names), 2 if narrow else 5 if len(names) in (5, 9, 10) else 4)
     rows = math.ceil(len(names) / columns)
-    drawn = sheet(NARROW if narrow else WIDE, 70 + rows * (130 if narrow else 160))
+    drawn = sheet(NARROW if narrow else WIDE, 70 + rows * (130 if narrow else 172))
     grid = drawn.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for place, axes in enumerate(grid.flat):
         if place >= len(names):
@@ -125,7 +125,7 @@ def _series(axes: Axes, series: Mapping[str, Points], name: str, phase: str, **l
 def _bands(federated: Mapping[str, Points], alone: Mapping[str, Points], narrow: bool) -> Figure:
     drawn = sheet(NARROW if narrow else WIDE, 260 if narrow else 320)
     axes = drawn.subplots()
-    for phase, series in (("local_only", alone), ("federated", federated)):
+    for phase, series in (("federated", federated), ("local_only", alone)):
         by_round: dict[int, list[float]] = {}
         for rounds, values in series.values():
             for at, value in zip(rounds, values, strict=True):
@@ -133,9 +133,7 @@ def _bands(federated: Mapping[str, Points], alone: Mapping[str, Points], narrow:
         if by_round:
             _band(axes, by_round, phase)
     axes.set(xlabel="round")
-    axes.set_title("training loss: median, middle half, middle 90 %", color=COLOURS["muted"])
-    if narrow:
-        axes.set_title("training loss: median, 50 %, 90 % of silos", color=COLOURS["muted"])
+    axes.set_title("median, half and 90 % of the silos", color=COLOURS["muted"])
     axes.grid(axis="y")
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -146,10 +144,12 @@ def _bands(federated: Mapping[str, Points], alone: Mapping[str, Points], narrow:
 def _band(axes: Axes, by_round: Mapping[int, Sequence[float]], phase: str) -> None:
     rounds = sorted(by_round)
     q05, q25, q50, q75, q95 = np.array([np.quantile(by_round[at], (0.05, 0.25, 0.5, 0.75, 0.95)) for at in rounds]).T
-    dashed = (0, (4, 2)) if phase == "local_only" else "solid"
-    axes.fill_between(rounds, q05, q95, color=COLOURS[phase], alpha=0.10, linewidth=0)
-    axes.fill_between(rounds, q25, q75, color=COLOURS[phase], alpha=0.18, linewidth=0)
-    axes.plot(rounds, q50, color=COLOURS[phase], label=TITLES[phase], linestyle=dashed)
+    if phase == "local_only":
+        axes.plot(rounds, q50, color=COLOURS[phase], label=f"{TITLES[phase]} (median)", linestyle=(0, (4, 2)))
+        return
+    axes.fill_between(rounds, q05, q95, color=COLOURS[phase], alpha=0.12, linewidth=0)
+    axes.fill_between(rounds, q25, q75, color=COLOURS[phase], alpha=0.22, linewidth=0)
+    axes.plot(rounds, q50, color=COLOURS[phase], label=TITLES[phase])
 
 
 def validation(series: Mapping[str, Points], narrow: bool) -> Figure:
@@ -178,9 +178,9 @@ def validation(series: Mapping[str, Points], narrow: bool) -> Figure:
 
 
 def holdings(counts: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int], narrow: bool) -> Figure:
-    """Who holds what: a silo a line, a kind of text a column, darker for more; on the right each silo's size."""
-    names, kinds = list(counts), _kinds(counts, 10 if narrow else 40)
-    line = 26 if len(names) <= FEW else 15 if len(names) <= 40 else 9
+    """Who holds what: a silo a line in the order given, a kind of text a column, darker for more; on the right each silo's size."""
+    names, kinds = list(counts), _kinds(counts, 10 if narrow else MANY)
+    line = 26 if len(names) <= FEW else 16 if len(names) <= MANY else 7
     height = 150 + line * len(names)
     drawn = sheet(NARROW if narrow else WIDE, height)
     widths = [max(1.0, min(4.0, len(kinds) / 3)) * (1 if narrow else 1.4), 1.0 if narrow else 1.6]
@@ -188,17 +188,18 @@ def holdings(counts: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int], 
     _cells(matrix, counts, kinds, numbers=len(names) <= FEW and len(kinds) <= (3 if narrow else 10))
     matrix.set_xticks(range(len(kinds)), [shorten(kind, 14 if narrow else 24) for kind in kinds])
     matrix.xaxis.tick_top()
+    size = 12.5 if len(kinds) <= 20 else 10
     for label in matrix.get_xticklabels():
-        label.set(rotation=40, ha="left", rotation_mode="anchor", color=COLOURS["ink"])
-    shown = len(names) <= 40
+        label.set(rotation=40, ha="left", rotation_mode="anchor", color=COLOURS["ink"], fontsize=size)
+    shown = len(names) <= MANY
     matrix.set_yticks(range(len(names)), [shorten(name, 11 if narrow else 24) if shown else "" for name in names])
-    matrix.tick_params(axis="y", labelcolor=COLOURS["ink"], labelsize=12.5 if len(names) <= FEW else 9)
+    matrix.tick_params(axis="y", labelcolor=COLOURS["ink"], labelsize=12.5 if len(names) <= FEW else 10)
     matrix.set_ylim(len(names) - 0.5, -0.5)
     matrix.set_xlim(-0.5, len(kinds) - 0.5)
     if not shown:
         matrix.set_ylabel(f"{len(names)} silos")
     matrix.spines[:].set_visible(False)
-    _size_bars(bars, [sizes.get(name, 0) for name in names], names, values=len(names) <= FEW)
+    _size_bars(bars, [sizes.get(name, 0) for name in names], names, 1 if narrow else 3)
     return drawn
 
 
@@ -228,7 +229,7 @@ def _cells(axes: Axes, counts: Mapping[str, Mapping[str, int]], kinds: Sequence[
             cell = axes.add_patch(
                 _rectangle(place, 1 - 2 * gap, COLOURS["federated"] if count else COLOURS["base"], shade)
             )
-            if count and len(counts) <= 40:
+            if count and len(counts) <= MANY:
                 cell.set_gid(tip(f"{name} holds {thousands(count)} of {kind}"))
             if numbers and count:
                 axes.text(column, row, thousands(count), ha="center", va="center_baseline", fontsize=11.5)
@@ -240,7 +241,8 @@ def _rectangle(place: tuple[float, float], side: float, colour: str, alpha: floa
     return Rectangle(place, side, side, facecolor=colour, alpha=alpha, linewidth=0)
 
 
-def _size_bars(axes: Axes, sizes: Sequence[int], names: Sequence[str], values: bool) -> None:
+def _size_bars(axes: Axes, sizes: Sequence[int], names: Sequence[str], ticks: int) -> None:
+    values = len(names) <= FEW
     for height, (size, name) in enumerate(zip(sizes, names, strict=True)):
         bar = axes.barh([height], [size], height=0.62 if len(sizes) <= FEW else 0.9, color=COLOURS["base"])[0]
         bar.set_gid(tip(f"{name}: {thousands(size)} examples"))
@@ -254,7 +256,7 @@ def _size_bars(axes: Axes, sizes: Sequence[int], names: Sequence[str], values: b
     axes.set_xticks([])
     axes.set_xlabel("examples", labelpad=6)
     if not values:
-        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(int(value))))
 
 
@@ -336,7 +338,9 @@ TIMES = {
 def attendance(took_part: Mapping[str, set[int]], failed: Mapping[str, set[int]], rounds: int, narrow: bool) -> Figure:
     """Who took part in which round, a silo a line; a cross where one failed."""
     names = sorted({*took_part, *failed})
-    line = 22 if len(names) <= FEW else 12 if len(names) <= 40 else 7
+    if len(names) > MANY:
+        return _attendance_counts(took_part, failed, rounds, narrow)
+    line = 22 if len(names) <= FEW else 14
     drawn = sheet(NARROW if narrow else WIDE, 70 + line * len(names))
     axes = drawn.subplots()
     size = max(4.0, min(36.0, (line * 0.42) ** 2))
@@ -349,13 +353,35 @@ def attendance(took_part: Mapping[str, set[int]], failed: Mapping[str, set[int]]
     axes.scatter([], [], s=24, color=COLOURS["federated"], alpha=0.5, linewidths=0, label="took part")
     if any(failed.values()):
         axes.scatter([], [], s=36, color=COLOURS["fail"], marker="x", linewidths=2, label="failed")
-    shown = len(names) <= 40
-    axes.set_yticks(range(len(names)), [shorten(name, 14 if narrow else 28) if shown else "" for name in names])
-    axes.tick_params(axis="y", labelcolor=COLOURS["ink"], labelsize=12.5 if len(names) <= FEW else 9)
+    axes.set_yticks(range(len(names)), [shorten(name, 14 if narrow else 28) for name in names])
+    axes.tick_params(axis="y", labelcolor=COLOURS["ink"], labelsize=12.5 if len(names) <= FEW else 10)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set(xlabel="round", xlim=(0.5, max(rounds, 1) + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(6 if narrow else 12, integer=True))
     axes.spines[:].set_visible(False)
+    _legend(drawn, axes, 2)
+    return drawn
+
+
+def _attendance_counts(
+    took_part: Mapping[str, set[int]], failed: Mapping[str, set[int]], rounds: int, narrow: bool
+) -> Figure:
+    drawn = sheet(NARROW if narrow else WIDE, 230)
+    axes = drawn.subplots()
+    edges = np.arange(rounds + 1) + 0.5
+    crossed = np.array([sum(at in when for when in failed.values()) for at in range(1, rounds + 1)])
+    there = np.array([sum(at in when for when in took_part.values()) for at in range(1, rounds + 1)])
+    axes.stairs(there, edges, fill=True, color=COLOURS["federated"], alpha=0.5, linewidth=0, label="took part")
+    if crossed.any():
+        axes.stairs(
+            there + crossed, edges, baseline=there, fill=True, color=COLOURS["fail"], linewidth=0, label="failed"
+        )
+    axes.set(xlabel="round")
+    axes.set_title("silos", color=COLOURS["muted"])
+    axes.xaxis.set_major_locator(MaxNLocator(6 if narrow else 12, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.grid(axis="y")
+    axes.spines["left"].set_visible(False)
     _legend(drawn, axes, 2)
     return drawn
 

@@ -12,8 +12,8 @@ def bytes_text(count: float) -> str:
     ('1.23\\xa0MB', '812\\xa0B')
     """
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g}\u00a0{unit}" if count < 999.5 * size else f"{count / size:.0f}\u00a0{unit}"
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g}\u00a0{unit}"
     return f"{count:.0f}\u00a0B"
 
 
@@ -38,9 +38,9 @@ def thousands(count: float) -> str:
 
 
 def parameters_text(count: float) -> str:
-    """A number of parameters: 812, 4.9 k, 2.44 million, 1.54 billion."""
+    """A number of parameters: 812, 4 900, 2.44 million, 1.54 billion."""
     for word, size in (("billion", 1e9), ("million", 1e6)):
-        if count >= size:
+        if count >= 0.9995 * size:
             return f"{count / size:.3g}\u00a0{word}"
     return thousands(count)
 

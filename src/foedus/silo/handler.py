@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .. import tree, wire
 from ..errors import FoedusError, SiloError
 from ..lm.bench import Bench
 from ..stages.base import Chain
-from ..types import Receipt, Report, Task, Tree, Update
+from ..types import Receipt, Report, Task, Update
 from .evaluate import evaluate
 from .shard import Silo
 from .train import Memory
@@ -44,8 +44,8 @@ class Handler:
             results = self.algorithm.train(self.bench, task, silos, memories)
         seconds = (time.perf_counter() - began) / len(silos)
         return [
-            (self._report(silo, task, blob, self.stages.encode(update, task), seconds, self._facts(silo, update)), m)
-            for silo, (update, m) in zip(silos, results, strict=True)
+            (self._trained(silo, task, blob, update, seconds), memory)
+            for silo, (update, memory) in zip(silos, results, strict=True)
         ]
 
     def evaluate(self, blob: bytes, silo: Silo, split: str) -> Report:
@@ -68,11 +68,16 @@ class Handler:
             )
         return task
 
-    def _facts(self, silo: Silo, update: Update) -> dict[str, float]:
-        metric = tree.part(update.tensors, "metric")
-        facts = {"loss": float(metric["loss"][0] / max(1.0, float(metric["targets"][0])))}
-        facts["examples"] = float(silo.examples)
-        return {name: x for name, x in facts.items() if ("holdings" if name == "examples" else name) in self.disclose}
+    def _trained(self, silo: Silo, task: Task, blob: bytes, update: Update, seconds: float) -> Report:
+        facts: dict[str, float] = {}
+        if "holdings" in self.disclose:
+            facts["examples"] = float(silo.examples)
+        if "loss" in self.disclose:
+            metric = tree.part(update.tensors, "metric")
+            facts["loss"] = float(metric["loss"][0] / max(1.0, float(metric["targets"][0])))
+        else:  # then it is no part of the sum either
+            update = replace(update, tensors={key: x for key, x in update.tensors.items() if key[0] != "metric"})
+        return self._report(silo, task, blob, self.stages.encode(update, task), seconds, facts)
 
     def _report(self, silo: Silo, task: Task, blob: bytes, update: Update, seconds: float, facts) -> Report:
         payload = wire.pack(update.tensors, {"round": task.round})

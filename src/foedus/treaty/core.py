@@ -64,14 +64,14 @@ class Treaty:
             section: {
                 key: _plain(key, facts[f"{section}.{key}"])
                 for key in cls.model_fields
-                if facts.applies(f"{section}.{key}") and facts[f"{section}.{key}"] not in (None, ())
+                if facts.applies(f"{section}.{key}") and facts.has(f"{section}.{key}")
             }
             for section, cls in SECTIONS.items()
         }
 
     def resolved(self) -> str:
         """The complete treaty as TOML, every default written out and commented; parses back to an equal treaty."""
-        head = f"Resolved by foedus, every default written out. SHA-256 without [performance]: {self.digest()}"
+        head = f"Resolved by foedus, every default written out.\n# SHA-256 without [performance]: {self.digest()}"
         return text.document(self.tables(), head)
 
     def digest(self) -> str:

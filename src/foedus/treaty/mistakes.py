@@ -88,14 +88,10 @@ def unknown_section(name: str, came: Any) -> TreatyError:
 
 
 def of_section(section: str, table: Any, error: ValidationError, written: bool) -> Iterator[tuple[str, TreatyError]]:
-    """The mistakes in one section, one a key, by dotted key. `written`: whether the treaty has the section."""
-    seen = set()
+    """The mistakes in one section by dotted key; a union repeats its own. `written`: whether the section is there."""
     for fault in error.errors(include_url=False, include_context=False):
         name = str(fault["loc"][0]) if fault["loc"] else ""
         key = f"{section}.{name}" if fault["loc"] else section
-        if key in seen:  # a union reports each of its branches
-            continue
-        seen.add(key)
         if not fault["loc"]:
             came = f"{section} = {shown(table)}"
             yield key, problem(key, f"a section [{section}] of keys", came, f"Open it with a line [{section}].")

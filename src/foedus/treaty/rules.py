@@ -66,7 +66,14 @@ class Facts:
     def given(self, key: str) -> bool:
         """Whether somebody wrote this key, rather than left it to its default."""
         section, _, name = key.partition(".")
-        return name in self.sections[section].model_fields_set and self[key] not in (None, ())
+        return name in self.sections[section].model_fields_set and self.has(key)
+
+    def has(self, key: str) -> bool:
+        """Whether this key has a value: a list that is empty by default has none while it is empty."""
+        section, _, name = key.partition(".")
+        return self[key] is not None and (
+            self[key] != () or type(self.sections[section]).model_fields[name].default != ()
+        )
 
     def applies(self, key: str) -> bool:
         """Whether this key means anything under the others."""
@@ -180,10 +187,10 @@ def _something_to_train_on(t: Facts) -> Iterator[TreatyError]:
         yield problem("split.validation", "validation + test < 1", f"{held_out:g}", do)
 
 
-@_reads("split.validation", "evaluation.every", "algorithm.rounds")
+@_reads("split.validation", "evaluation.every", "algorithm.rounds", "data.source")
 def _something_to_validate_on(t: Facts) -> Iterator[TreatyError]:
     every, rounds = t["evaluation.every"], t["algorithm.rounds"]
-    if t["split.validation"] == 0 and every <= rounds:
+    if t["split.validation"] == 0 and every <= rounds and t["data.source"] != MEMORY:  # those may come split already
         came = f"validation = 0 with [evaluation] every = {every}"
         do = f"Set validation = 0.1, or every above rounds = {rounds} to evaluate at the end only."
         yield problem("split.validation", "validation > 0 for the evaluation every k rounds", came, do)

@@ -37,9 +37,10 @@ def _each_round(treaty: Treaty, numbers: int | None) -> list[str]:
     if treaty.server.weighting == "examples":
         most = treaty.server.max_weight
         capped = f", {most:g} at most" if most is not None else ""
-        lines.append(f"how many training examples it has, as its update's weight{capped}")
+        lines.append(f"with its update, as its weight: how many training examples it has{capped}")
     if treaty.disclosure.loss:
-        lines.append("its training loss, every round")
+        lines.append("with its update: the sum of its training losses, and of how many targets")
+        lines.append("its training loss, every round, under its name in the run's records")
     return lines
 
 
@@ -47,12 +48,20 @@ def _evaluations(treaty: Treaty) -> list[str]:
     often = treaty.evaluation.every
     rounds = "round" if often == 1 else f"{often} rounds"
     when = f"every {rounds} and at the end" if often <= treaty.algorithm.rounds else "at the end"
-    by = "by domain" if treaty.data.domain else "over all its held-out examples"
-    return [f"evaluation sums {by}, {when}: nats of loss, targets, bytes of text, correct predictions"]
+    lines = [f"evaluation sums by domain, {when}: nats of loss, targets, bytes of text, correct predictions"]
+    if "local" in treaty.evaluation.baselines:
+        lines.append('for the baseline "local": the same sums, and losses, of a model trained on its text alone')
+    if "pooled" in treaty.evaluation.baselines:
+        lines.append(
+            'for the baseline "pooled": all its training text; ask for it only where one party may hold it all'
+        )
+    return lines
 
 
 def _once(treaty: Treaty) -> list[str]:
-    lines = ["its name, and whether it failed and why"]
+    lines = ["its name, how long it took, how many bytes it sent, and if it failed why"]
+    if treaty.model.task == "sequence-classification":
+        lines.append("the names of its labels, once: the model's classes are those of all silos")
     if treaty.disclosure.holdings:
         lines.append("its holdings, once: how many examples and tokens it has, by split, domain and label")
     return lines

@@ -26,9 +26,10 @@
         const up = head.getAttribute("aria-sort") !== "ascending";
         heads.forEach((other) => other.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", up ? "ascending" : "descending");
-        const rows = [...table.tBodies[0].rows];
+        const body = [...table.tBodies].find((one) => !one.classList.contains("means"));
+        const rows = [...body.rows];
         rows.sort((a, b) => (up ? 1 : -1) * compare(valueOf(a, column), valueOf(b, column)));
-        table.tBodies[0].append(...rows);
+        body.append(...rows);
       });
     });
   });

@@ -1,0 +1,96 @@
+"""Imports point one way, heavy libraries stay in their rooms, and what ships to a silo knows nothing of the server."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import foedus
+
+ROOT = Path(foedus.__file__).parent
+LAYERS = [
+    "errors types tree wire seeds",
+    "assets data stages server privacy",
+    "lm silo algorithms evaluation",
+    "engines",
+    "loop governance",
+    "treaty build estimate",
+    "report listing",
+    "execute progress",
+    "trainer cli",
+]
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms.split()}
+FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> Iterator[tuple[str, bool]]:
+    """(module or room of ours, whether it is ours) for every import in a file, those under TYPE_CHECKING included."""
+    depth = len(file.relative_to(ROOT).parts)
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module or "", False
+        elif isinstance(node, ast.ImportFrom) and node.level == depth:
+            yield from ((name.split(".")[0], True) for name in ([node.module] if node.module else [a.name for a in node.names]))
+
+
+def test_every_file_has_a_room_and_says_what_it_is_for():
+    for file in FILES:
+        assert room_of(file) in RANK, f"{file.name} is in no layer"
+        assert ast.get_docstring(ast.parse(file.read_text())), f"{file} has no docstring"
+
+
+def test_imports_point_one_way():
+    for file in FILES:
+        for name, ours in imports(file):
+            if ours and name in RANK and name != room_of(file):
+                assert RANK[name] <= RANK[room_of(file)], f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_what_ships_to_a_silo_never_imports_the_server():
+    for file in FILES:
+        if room_of(file) in ("silo", "lm", "stages", "types", "algorithms"):
+            for name, ours in imports(file):
+                assert not (ours and name in ("server", "loop", "report", "governance", "privacy", "engines")), file
+
+
+def test_an_algorithm_imports_no_sibling():
+    for file in (ROOT / "algorithms").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and file.name != "__init__.py":
+                assert node.module == "base", f"{file.name} imports {node.module}"
+
+
+def test_only_build_and_what_stands_above_it_reads_a_treaty():
+    above = {"treaty", "build", "estimate", "report", "listing", "execute", "progress", "trainer", "cli"}
+    for file in FILES:
+        assert room_of(file) in above or ("treaty", True) not in set(imports(file)), file
+
+
+def test_torch_stays_in_the_rooms_of_the_model():
+    allowed = {"lm", "silo", "build", "governance"}  # build sets threads, governance names the hardware
+    for file in FILES:
+        if any(name.split(".")[0] == "torch" for name, ours in imports(file) if not ours):
+            assert room_of(file) in allowed, f"{file.relative_to(ROOT)} imports torch"
+
+
+def test_nothing_that_executes_is_ever_loaded():
+    for file in FILES:
+        names = {name for name, ours in imports(file) if not ours}
+        assert not names & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}, file
+        text = file.read_text()
+        assert "torch.load(" not in text and "trust_remote_code=True" not in text, file
+
+
+def test_importing_foedus_and_asking_for_help_loads_no_heavy_library():
+    code = "import sys, foedus, foedus.cli; print([m for m in ('torch', 'transformers', 'datasets', 'matplotlib') if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"

@@ -1,0 +1,261 @@
+"""Whatever the reader is fed, a treaty or one of our errors comes out; and every treaty survives its own words."""
+
+import datetime
+from pathlib import Path
+
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from foedus.errors import FoedusError, GuaranteeError, TreatyError
+from foedus.treaty import SECTIONS, Treaty, from_dict, parse
+from foedus.treaty import text as toml
+
+EXAMPLES = [path.read_text() for path in sorted((Path(__file__).parent.parent / "treaties").glob("*.toml"))]
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+lines = st.text(st.characters(min_codepoint=32, exclude_characters="\x7f", codec="utf-8"), min_size=1, max_size=12)
+names = st.lists(lines, min_size=1, max_size=4, unique=True)
+folders = st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=3, max_size=3, unique=True)
+positive = st.floats(1e-12, 1e12) | st.integers(1, 10**6)
+fractions = st.floats(0, 0.999)
+counts = st.integers(1, 10**9)
+
+GOOD = {
+    "treaty.name": st.from_regex(r"[a-z0-9][a-z0-9._-]{0,78}", fullmatch=True),
+    "treaty.purpose": st.text(st.characters(codec="utf-8"), max_size=30),
+    "treaty.seed": st.integers(0, 2**63 - 1),
+    "model.base": lines,
+    "model.task": st.sampled_from(["causal-lm", "masked-lm", "sequence-classification", "seq2seq"]),
+    "model.max_length": st.integers(8, 8192),
+    "adapter.kind": st.sampled_from(["lora", "full"]),
+    "adapter.rank": st.integers(1, 1024),
+    "adapter.alpha": positive,
+    "adapter.dropout": fractions,
+    "adapter.targets": st.sampled_from(["all-linear", "attention"]) | names,
+    "adapter.embeddings": st.booleans(),
+    "data.source": lines.filter(lambda name: name != "memory"),
+    "data.test_source": lines,
+    "data.text": lines | names,
+    "data.target": lines,
+    "data.label": lines,
+    "data.domain": lines,
+    "data.author": lines,
+    "data.timestamp": lines,
+    "data.keep": names,
+    "data.max_examples": st.integers(10**6, 10**9),
+    "silos.by": st.sampled_from(["domain", "author", "label", "column:x", "dirichlet", "quantity", "iid"]),
+    "silos.count": st.just(3),
+    "silos.alpha": positive,
+    "silos.min_examples": st.integers(1, 10**6),
+    "silos.names": folders,
+    "split.by": st.sampled_from(["hash", "time"]),
+    "split.validation": st.floats(0.01, 0.49),
+    "split.test": st.floats(0.0, 0.49),
+    "algorithm.name": st.sampled_from(["fedavg", "fedprox"]),
+    "algorithm.rounds": st.integers(100, 10**6),
+    "algorithm.mu": st.floats(0, 1e6),
+    "local.steps": counts,
+    "local.epochs": counts,
+    "local.batch": counts,
+    "local.optimizer": st.sampled_from(["adamw", "sgd"]),
+    "local.lr": positive,
+    "local.momentum": fractions,
+    "local.weight_decay": st.floats(0, 1e3),
+    "local.schedule": st.sampled_from(["constant", "linear", "cosine"]),
+    "local.warmup": st.integers(0, 99),
+    "local.max_grad_norm": positive,
+    "server.optimizer": st.sampled_from(["sgd", "momentum", "adagrad", "adam", "yogi"]),
+    "server.lr": positive,
+    "server.momentum": fractions,
+    "server.beta1": fractions,
+    "server.beta2": fractions,
+    "server.tau": positive,
+    "server.weighting": st.sampled_from(["examples", "uniform"]),
+    "server.max_weight": positive,
+    "cohort.sampling": st.sampled_from(["full", "fixed", "poisson"]),
+    "cohort.size": st.just(1),
+    "cohort.rate": st.floats(1e-9, 1),
+    "cohort.minimum": st.just(1),
+    "evaluation.every": counts,
+    "evaluation.baselines": st.lists(st.sampled_from(["base", "local", "pooled"]), unique=True),
+    "evaluation.max_windows": counts,
+    "disclosure.loss": st.booleans(),
+    "disclosure.holdings": st.booleans(),
+    "performance.threads": counts,
+    "performance.precision": st.sampled_from(["auto", "fp32", "bf16"]),
+    "performance.cohort_batch": st.just("auto") | counts,
+}
+"""Good values for every key but `format`, which has one; in ranges that keep them from contradicting one another."""
+
+NEEDED = ["treaty.name", "model.base", "data.source", "silos.by", "algorithm.rounds"]
+
+
+@st.composite
+def treaties(draw) -> Treaty:
+    """Any treaty: keys that apply, drawn at random, and what they need."""
+    values = {key: draw(GOOD[key]) for key in NEEDED} | {draw(st.sampled_from(["local.steps", "local.epochs"])): 2}
+    values |= {key: draw(GOOD[key]) for key in draw(st.sets(st.sampled_from([*GOOD]))) if key != "data.test_source"}
+    values |= {f"data.{role}": role for role in ("label", "domain", "author", "timestamp", "target")}
+    return settled(values)
+
+
+def settled(values: dict[str, object]) -> Treaty:
+    """The treaty that these values make once what they leave open is added and what does not apply is taken out."""
+    values = {"model.task": "causal-lm", "cohort.sampling": "full"} | values
+    by, sampling = values["silos.by"], values["cohort.sampling"]
+    drawn = by in ("dirichlet", "quantity", "iid")
+    values |= {"silos.count": 3} if drawn else {}
+    values |= {"cohort.size": 1} if sampling == "fixed" else {"cohort.rate": 0.5} if sampling == "poisson" else {}
+    lora = ["rank", "alpha", "dropout", "targets", "embeddings"]
+    gone = [f"adapter.{key}" for key in lora if values.get("adapter.kind") == "full"]
+    gone += [] if values["model.task"] == "seq2seq" else ["data.target"]
+    gone += [] if drawn else ["silos.count"]
+    gone += [] if by in ("dirichlet", "quantity") else ["silos.alpha"]
+    gone += [] if values.get("algorithm.name") == "fedprox" else ["algorithm.mu"]
+    gone += [] if values.get("local.optimizer") == "sgd" else ["local.momentum"]
+    gone += ["local.epochs"] if "local.steps" in values else []
+    server = values.get("server.optimizer", "sgd")
+    gone += [] if server == "momentum" else ["server.momentum"]
+    gone += [] if server in ("adagrad", "adam", "yogi") else ["server.beta1", "server.tau"]
+    gone += [] if server in ("adam", "yogi") else ["server.beta2"]
+    gone += ["server.max_weight"] if values.get("server.weighting") == "uniform" else []
+    gone += [] if sampling == "fixed" else ["cohort.size"]
+    gone += [] if sampling == "poisson" else ["cohort.rate"]
+    tables: dict[str, dict[str, object]] = {}
+    for dotted, value in values.items():
+        if dotted not in gone:
+            section, _, key = dotted.partition(".")
+            tables.setdefault(section, {})[key] = value
+    return from_dict(tables)
+
+
+def spelled(x: object) -> str:
+    """Any value that TOML has, in TOML."""
+    if isinstance(x, dict):
+        return "{" + ", ".join(f"{toml.value(key)} = {spelled(value)}" for key, value in x.items()) + "}"
+    if isinstance(x, list):
+        return f"[{', '.join(map(spelled, x))}]"
+    return x.isoformat() if isinstance(x, datetime.date | datetime.time) else toml.value(x)
+
+
+anything = st.recursive(
+    st.text(st.characters(codec="utf-8"), max_size=8)
+    | st.integers()
+    | st.floats()
+    | st.booleans()
+    | st.dates()
+    | st.times()
+    | st.datetimes()
+    | st.sampled_from(["all-linear", "column:", "memory", "given", "auto", 2**63, -(2**63), 1e308, 5e-324, -0.0]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def read(text: str) -> Treaty | FoedusError:
+    """What comes of a text: a treaty that survives its own words, or one of our errors; anything else is raised."""
+    try:
+        treaty = parse(text)
+    except (TreatyError, GuaranteeError) as error:
+        assert error.expected and error.came and error.do and str(error)
+        return error
+    assert parse(treaty.resolved()) == treaty
+    return treaty
+
+
+@QUICK
+@given(st.text())
+def test_any_text_gives_a_treaty_or_one_of_our_errors(text):
+    read(text)
+
+
+@QUICK
+@given(st.text("[]{}=\".#\n\\'abtreylocsn_-:, 0123456789", max_size=60))
+def test_any_text_of_tomls_own_signs_gives_a_treaty_or_one_of_our_errors(text):
+    read(text)
+
+
+@QUICK
+@given(st.binary(max_size=60))
+def test_any_bytes_in_a_file_give_a_treaty_or_one_of_our_errors(tmp_path_factory, blob):
+    from foedus.treaty import load
+
+    path = tmp_path_factory.getbasetemp() / "fuzz.toml"
+    path.write_bytes(blob)
+    try:
+        load(path)
+    except (TreatyError, GuaranteeError) as error:
+        assert str(error)
+
+
+@settings(QUICK, max_examples=600)
+@given(st.sampled_from([*GOOD, "treaty.format"]), anything, st.sampled_from(EXAMPLES))
+def test_any_value_at_any_key_gives_a_treaty_or_one_of_our_errors(key, value, example):
+    tables = parse(example).tables()
+    section, _, name = key.partition(".")
+    tables[section][name] = value
+    text = "\n".join(
+        f"[{section}]\n" + "\n".join(f"{key} = {spelled(x)}" for key, x in table.items())
+        for section, table in tables.items()
+    )
+    read(text)
+
+
+@settings(QUICK, max_examples=300)
+@given(st.sampled_from(EXAMPLES), st.integers(0), st.integers(0, 40), st.text(max_size=10))
+def test_a_treaty_with_a_piece_torn_out_or_put_in_gives_a_treaty_or_one_of_our_errors(example, place, length, piece):
+    place %= len(example)
+    read(example[:place] + piece + example[place + length :])
+
+
+@settings(QUICK, max_examples=300)
+@given(st.dictionaries(st.sampled_from([*SECTIONS, "privacy", "x"]) | st.text(), anything, max_size=6))
+def test_any_plain_values_give_a_treaty_or_one_of_our_errors(tables):
+    try:
+        from_dict(tables)
+    except (TreatyError, GuaranteeError) as error:
+        assert str(error)
+
+
+@settings(QUICK, max_examples=200)
+@given(treaties())
+def test_every_treaty_survives_its_own_words(treaty):
+    again = parse(treaty.resolved())
+    assert again == treaty
+    assert hash(again) == hash(treaty)
+    assert again.digest() == treaty.digest()
+    assert again.resolved() == treaty.resolved()
+
+
+@settings(QUICK, max_examples=300)
+@given(treaties(), st.data())
+def test_the_digest_tells_any_two_treaties_apart_except_by_their_speed(treaty, data):
+    tables = treaty.tables()
+    dotted = data.draw(st.sampled_from(sorted(f"{s}.{key}" for s in tables for key in tables[s] if key != "format")))
+    try:
+        other = treaty.replace(**{dotted: data.draw(GOOD[dotted])})
+    except TreatyError:
+        assume(False)
+    if dotted.startswith("performance."):
+        assert other.digest() == treaty.digest()
+    else:
+        assert (other.digest() == treaty.digest()) == (other == treaty)
+
+
+@settings(QUICK, max_examples=100)
+@given(treaties(), st.randoms())
+def test_two_spellings_of_a_treaty_have_one_digest(treaty, random):
+    tables = treaty.tables()
+    sections = random.sample(sorted(tables), len(tables))
+    text = "".join(
+        f"{section}.{key}={spelled(tables[section][key])} # a remark\n"
+        for section in sections
+        for key in random.sample(sorted(tables[section]), len(tables[section]))
+    )
+    assert parse(text).digest() == treaty.digest()
+    assert parse(text) == treaty
+
+
+def test_the_strategies_know_every_key():
+    keys = {f"{section}.{key}" for section, cls in SECTIONS.items() for key in cls.model_fields}
+    assert keys == {*GOOD, "treaty.format"}
