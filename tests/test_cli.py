@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import write_treaty
+
 
 def foedus(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     code = "import sys; from foedus.cli import main; sys.argv[0] = 'foedus'; main()"
@@ -22,11 +24,8 @@ def foedus(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A run by the command line; returns its folder."""
-    from .conftest import TREATY, rows
-
     folder = tmp_path_factory.mktemp("cli")
-    (folder / "notes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows()))
-    (folder / "treaty.toml").write_text(TREATY)
+    write_treaty(folder)
     done = foedus("run", "treaty.toml", "--out", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "said.txt").write_text(done.stdout + done.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,9 @@ from foedus.build import build
 from foedus.errors import CohortError, RunError
 from foedus.execute import begin, execute, treaty_of
 from foedus.governance import RunFolder, verify
+from foedus.treaty import load
+
+from .conftest import write_treaty
 
 
 def finish(folder: RunFolder, **more) -> dict:
@@ -20,11 +24,20 @@ def finish(folder: RunFolder, **more) -> dict:
     return dict(last.row)
 
 
-@pytest.fixture
-def run(treaty, tmp_path) -> RunFolder:
-    folder = begin(treaty, tmp_path / "run")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished run for the whole file, with its treaty beside it."""
+    place = tmp_path_factory.mktemp("finished")
+    folder = begin(load(write_treaty(place)), place / "run")
     finish(folder)
-    return folder
+    return place
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> RunFolder:
+    """A copy of it, to do with as a test likes."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return RunFolder.open(tmp_path / "run")
 
 
 def test_the_folder_holds_what_its_docstring_says(run):
@@ -194,7 +207,7 @@ def test_full_parameter_training_saves_a_model_that_transformers_loads(treaty, t
 
 
 def test_a_treaty_without_held_out_text_runs_and_reports_no_figures(treaty, tmp_path):
-    none = treaty.replace(**{"split.validation": 0.0, "split.test": 0.0, "evaluation.baselines": []})
+    none = treaty.replace(**{"split.validation": 0.0, "split.test": 0.0, "evaluation.baselines": [], "evaluation.every": 9})
     assert finish(begin(none, tmp_path / "run"))["evaluation"] == {}
 
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 import torch
 
 from .algorithms import ALGORITHMS
-from .data import ROLES, Columns, Partition, Splits, SplitPlan, from_dataset, only, partition, read, split
+from .data import Columns, Partition, Splits, SplitPlan, from_dataset, only, partition, read, split
 from .engines import InProcess
+from .data.readers import ROLES
 from .errors import DataError
 from .lm.adapters import Full, LoRA, attach
 from .lm.bench import Bench

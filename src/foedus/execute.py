@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from . import loop, report, wire
 from .build import Workplace, adapter
+from .data import holdings
 from .engines import InProcess
 from .evaluation import figures
 from .governance import Ledger, RunFolder
@@ -255,7 +256,7 @@ def summarise(s: Session, sha256: str) -> dict[str, Any]:
         "seed": treaty.seed,
         "versions": versions(),
         "hardware": {**hardware(), "precision": place.bench.precision, "cohort_batch": place.together},
-        "holdings": holdings(place) if treaty.disclosure.holdings else {},
+        "holdings": _holdings(place) if treaty.disclosure.holdings else {},
         "bytes": {way: {silo: [row["silos"].get(silo, {}).get(f"bytes_{way}", 0) for row in rounds]
                         for silo in place.silos} for way in ("up", "down")},
         "seconds": _seconds(rows, place.seconds),
@@ -273,27 +274,10 @@ def summarise(s: Session, sha256: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def holdings(place: Workplace) -> dict[str, Any]:
+def _holdings(place: Workplace) -> dict[str, Any]:
     """Who holds what: examples by split, tokens, domains and labels."""
-    out: dict[str, Any] = {}
-    for name, parts in place.splits.items():
-        tables = {"train": parts.train, "validation": parts.validation, "test": parts.test}
-        out[name] = {which: len(table) for which, table in tables.items()}
-        out[name]["tokens"] = sum(int(place.silos[name].splits[which].tokens) for which in tables)
-        for column in ("domain", "label"):
-            counts = _counts(tables.values(), column)
-            if counts:
-                out[name][f"{column}s"] = counts
-    return out
-
-
-def _counts(tables, column: str) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for table in tables:
-        if column in table.column_names:
-            for value in table[column].to_pylist():
-                counts[str(value)] = counts.get(str(value), 0) + 1
-    return dict(sorted(counts.items()))
+    tokens = {name: sum(part.tokens for part in silo.splits.values()) for name, silo in place.silos.items()}
+    return {name: {**held, "tokens": tokens[name]} for name, held in holdings(place.splits).items()}
 
 
 def _evaluation(s: Session, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

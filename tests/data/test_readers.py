@@ -230,6 +230,13 @@ def test_a_deeply_nested_column_that_nobody_asked_for_is_no_danger(write, tmp_pa
     assert read("deep.jsonl", Columns(), base=tmp_path).num_rows == 2
 
 
+def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
+    wrong = pa.array([b"caf\xe9"]).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"text": wrong}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="text encoded in UTF-8"):
+        read("a.parquet", Columns(), base=tmp_path)
+
+
 GOOD = "text,d,t\na,x,1\nb,y,2\n"
 MISTAKES = {
     "missing column": (

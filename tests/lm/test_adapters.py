@@ -13,6 +13,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from safetensors.numpy import load_file, save_file
 from torch import nn
+from transformers import LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from foedus.errors import ModelError
@@ -31,10 +32,15 @@ from foedus.lm.adapters import (
 )
 from foedus.lm.load import Base, load_base
 from foedus.lm.objectives import make_objective
+from foedus.lm.tiny import tiny_config, tiny_tokenizer
 from foedus.seeds import generator
 
-# PeftModel.from_pretrained, called here as a user calls it, asks the model by a name that transformers 5 deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+# PeftModel.from_pretrained, called here as a user calls it, uses a name that transformers 5 deprecates, and warns of
+# merging an embedding's adapter into tied weights.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*:UserWarning"),
+]
 
 LABELS = ("no", "yes")
 PAIRS = [
@@ -323,13 +329,9 @@ def test_an_adapter_fits_its_own_base_only(saved, tmp_path):
         check_adapter(other, saved)
 
 
-def wider(saved: Path, tmp_path: Path) -> Base:
-    from foedus.lm.tiny import tiny_config, tiny_tokenizer
-
+def wider(tmp_path: Path) -> Base:
     config = tiny_config("llama")
     config.hidden_size, config.num_hidden_layers = 48, 1
-    from transformers import LlamaForCausalLM
-
     LlamaForCausalLM(config).save_pretrained(tmp_path / "wide")
     tiny_tokenizer("llama").save_pretrained(tmp_path / "wide")
     return load_base(str(tmp_path / "wide"))
@@ -341,7 +343,7 @@ def test_an_adapter_made_elsewhere_is_judged_by_its_layers_and_their_sizes(saved
     check_adapter(fresh(), folder)
     with pytest.raises(ModelError, match="a base with model.layers.0.mlp.down_proj; got tiny:gpt2 .* without it"):
         check_adapter(fresh("gpt2"), folder)
-    wide = wider(saved, tmp_path)
+    wide = wider(tmp_path)
     with pytest.raises(ModelError, match="with 32 (inputs|outputs); got .* with .*48"):
         check_adapter(wide, folder)
     for base in (fresh("gpt2"), wide):
@@ -363,7 +365,7 @@ def test_a_classifier_with_another_number_of_labels_does_not_fit(tmp_path):
 
 def test_a_broken_adapter_is_refused_with_the_reason(saved, tmp_path):
     def broken(name: str, content: bytes | None) -> Path:
-        folder = copy(saved, tmp_path / f"{name}-{content is None}")
+        folder = copy(saved, tmp_path / f"{name}-{content and len(content)}")
         (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
         return folder
 

@@ -47,7 +47,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def write_gguf(path: Path, pre: str = "smollm") -> Path:
-    """A small Llama as llama.cpp writes them: quantised to Q4_1, output head tied to the embedding, GPT-2 vocabulary."""
+    """A small Llama as llama.cpp writes them: Q4_1, output head tied to the embedding, GPT-2 vocabulary."""
     words = tiny_tokenizer("gpt2")
     tokens = [word for word, _ in sorted(words.get_vocab().items(), key=lambda item: item[1])]
     merges = [" ".join(pair) for pair in json.loads(words.backend_tokenizer.to_str())["model"]["merges"]]

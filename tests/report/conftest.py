@@ -97,7 +97,7 @@ def write_run(
     summary = world.summary()
     if change:
         change(summary)
-    metrics = world.metrics(summary["evaluation"])
+    metrics = world.metrics(ended)
     (folder / "treaty.toml").write_text(treaty, encoding="utf-8")
     (folder / "metrics.jsonl").write_bytes(b"".join(_canonical(row) + b"\n" for row in metrics))
     (folder / "ledger.jsonl").write_bytes(b"".join(_canonical(row) + b"\n" for row in chain(rounds, ended)))
@@ -125,7 +125,8 @@ class _World:
         self.names, self.rounds, self.alone, self.labels, self.failures = names, rounds, alone, labels, failures
         kinds = list(names if not mixed else GROUPS[:8])
         self.held = {
-            name: {kind: int(chance.gammavariate(0.5, 300)) + 1 for kind in kinds if chance.random() < 0.6} or {kinds[0]: 40}
+            name: {kind: int(chance.gammavariate(0.5, 300)) + 1 for kind in kinds if chance.random() < 0.6}
+            or {kinds[0]: 40}
             if mixed
             else {name: chance.randrange(420, 980)}
             for name in names
@@ -174,8 +175,8 @@ class _World:
             "rounds": self.rounds,
             "silos": len(self.names),
             "seed": 7,
-            "versions": {"foedus": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2", "python": "3.11.7"},
-            "hardware": {"cpu": "a processor of no machine", "cores": 2, "threads": 2, "memory_gib": 15.6, "precision": "bf16"},
+            "versions": {"foedus": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2", },
+            "hardware": {"cpu": "a processor of no machine", "cores": 2, "memory_gib": 15.6, "precision": "bf16"},
             "holdings": {
                 name: {
                     "train": train[name],
@@ -184,7 +185,7 @@ class _World:
                     "tokens": sum(held.values()) * 113,
                     "domains": held,
                 }
-                | ({"labels": {"yes": sum(held.values()) // 3, "no": sum(held.values()) * 2 // 3}} if self.labels else {})
+                | ({"labels": {"yes": train[name] // 3, "no": train[name]}} if self.labels else {})
                 for name, held in self.held.items()
             },
             "bytes": {"up": up, "down": down},
@@ -197,26 +198,36 @@ class _World:
             "failures": [{"round": at, "silo": silo, "why": why} for at, silo, why in self.failures],
         }  # fmt: skip
 
-    def metrics(self, final: dict[str, Any]) -> list[dict[str, Any]]:
-        rows = [self._evaluation("base", 0, final["base"])] if "base" in final else []
-        rows += [self._evaluation("federated", 0, self.evaluation(0.0))]
+    def metrics(self, ended: bool) -> list[dict[str, Any]]:
+        rows = [
+            self._evaluation("base", 0, self.evaluation(0.0)),
+            self._evaluation("federated", 0, self.evaluation(0.0)),
+        ]
         for at in range(1, self.rounds + 1):
             reached = 1 - math.exp(-at / self.rounds * 3)
             rows += [self._round("federated", at, reached), self._evaluation("federated", at, self.evaluation(reached))]
             if self.alone:
                 rows += [self._round(f"local:{name}", at, reached * 1.05, only=name) for name in self.names]
                 rows += [self._evaluation("pooled", at, self.evaluation(min(1.0, reached * 1.04)))]
-        return rows
+        final = self._evaluation("federated", self.rounds, self.evaluation(0.955), "test")
+        return [*rows, final] if ended else rows
 
-    def _evaluation(self, phase: str, at: int, figures: dict[str, Any]) -> dict[str, Any]:
-        return {"kind": "evaluation", "phase": phase, "round": at, "split": "validation", **figures}
+    def _evaluation(self, phase: str, at: int, figures: dict[str, Any], split: str = "validation") -> dict[str, Any]:
+        return {
+            "kind": "evaluation",
+            "phase": phase,
+            "round": at,
+            "split": split,
+            "seconds": {"evaluate": 0.9},
+            **figures,
+        }
 
     def _round(self, phase: str, at: int, reached: float, only: str = "") -> dict[str, Any]:
         failed = {silo: why for when, silo, why in self.failures if when == at} if not only else {}
         there = [name for name in ([only] if only else self.names) if name not in failed]
         silos = {
             name: {
-                "loss": 4.0 + self.offset[name] - 0.45 * reached + 0.03 * math.sin(7 * at + len(name) + self.offset[name] * 40),
+                "loss": 4.0 + self.offset[name] - 0.45 * reached + 0.03 * math.sin(7 * at + self.offset[name] * 40),
                 "bytes_up": 9_766_312, "bytes_down": 9_765_912, "seconds": 3.2,
             }
             for name in there

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from .pages import Page
 
 from foedus.report import write_report
+
+from .pages import Page
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
@@ -54,10 +55,10 @@ def _by_the_rules(report: Path, width: int) -> tuple[int, int]:
     return width, sum(len(head.all("th")) for head in page.root.all("thead"))
 
 
-@pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("silos", [5, 100])
-def test_the_page_fits_its_window_and_its_script_runs(make_run, look, width, silos):
-    report = write_report(make_run(silos=silos, rounds=6, failures=[(2, "sci.med", "a" * 300)]))
-    wide, buttons = look(report, width)
-    assert wide <= width
-    assert buttons > 20
+def test_the_page_fits_its_window_and_its_script_runs(make_run, look, silos):
+    report = write_report(make_run(silos=silos, rounds=3, alone=silos < 100, failures=[(2, "sci.med", "a" * 300)]))
+    for width in (390, 1280):
+        wide, buttons = look(report, width)
+        assert wide <= width
+        assert buttons > 20

@@ -5,10 +5,11 @@ import json
 
 import pytest
 import yaml
-from .conftest import TREATY, write_run
 
 from foedus.report import model_card
 from foedus.report.card import loading_code
+
+from .conftest import TREATY, write_run
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_a_card_can_be_made_before_the_weights_have_a_hash_and_of_nothing_at_all
 
 
 def test_a_name_cannot_break_out_of_its_table_or_its_head(tmp_path):
-    evil = ['x | y\n# z', '<script>alert(1)</script>', "---", "`code`"]
+    evil = ["x | y\n# z", "<script>alert(1)</script>", "---", "`code`"]
     treaty = TREATY.replace('source = "20newsgroups"', f"source = {json.dumps('a | b: c')}") + "# ```\n"
     card = model_card(write_run(tmp_path / "run", names=evil), treaty)
     head, body = head_and_body(card)

@@ -3,10 +3,11 @@ from __future__ import annotations
 import io
 
 import pytest
-from .conftest import STATEMENT, write_run
 from rich.console import Console
 
 from foedus.report import summary_lines
+
+from .conftest import STATEMENT, write_run
 
 
 def printed(summary, width: int = 100) -> str:
@@ -41,4 +42,4 @@ def test_many_domains_are_cut_with_a_word_where_the_rest_is(tmp_path):
 
 
 def test_a_summary_without_evaluation_prints_a_sentence():
-    assert "has not been evaluated yet" in printed({})
+    assert "No evaluation" in printed({})

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from .conftest import NOT_REAL, STATEMENT, TREATY
-from .pages import Page, rows, values
 
 from foedus.errors import RunError
 from foedus.report import read_run, write_report
 from foedus.report.compare import figure, signed_percent
+
+from .conftest import NOT_REAL, STATEMENT, TREATY, write_run
+from .pages import Page, rows, values
 
 PHASES = ("base", "local_only", "federated", "pooled")
 
@@ -24,14 +25,18 @@ def page_of(folder: Path) -> Page:
     return page
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Page, dict[str, Any], str]:
+    """The page of an ordinary run with all baselines, its summary, and its text; for tests that only read."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    summary = write_run(folder, failures=[(2, "sci.med", "its loss is not a number")])
+    return page_of(folder), summary, (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_table_by_domain_holds_the_very_numbers_of_the_summary(make_run):
-    folder = make_run()
-    evaluation = summary_of(folder)["evaluation"]
-    table = rows(page_of(folder).root.section("result").all("table")[0])
+def test_the_table_by_domain_holds_the_very_numbers_of_the_summary(whole):
+    page, summary, _ = whole
+    evaluation = summary["evaluation"]
+    table = rows(page.root.section("result").all("table")[0])
     for domain in evaluation["base"]["perplexity"]["by_domain"]:
         *shown, against_base, against_pooled = values(table[domain])
         expected = [evaluation[phase]["perplexity"]["by_domain"][domain] for phase in PHASES]
@@ -44,38 +49,40 @@ def test_the_table_by_domain_holds_the_very_numbers_of_the_summary(make_run):
         assert values(table[name])[:4] == [evaluation[phase]["perplexity"][mean] for phase in PHASES]
 
 
-def test_the_page_opens_with_the_four_overall_figures_and_the_verdict(make_run):
-    folder = make_run()
-    evaluation = summary_of(folder)["evaluation"]
-    result = page_of(folder).root.section("result")
-    assert values(result.all("dd", class_="big")) == [evaluation[phase]["perplexity"]["micro"] for phase in PHASES]
+def test_the_page_opens_with_the_four_overall_figures_and_the_verdict(whole):
+    page, summary, _ = whole
+    result = page.root.section("result")
+    assert values(result.all("dd", class_="big")) == [
+        summary["evaluation"][phase]["perplexity"]["micro"] for phase in PHASES
+    ]
     assert result.all("p", class_="verdict")[0].text.startswith("Federated training lowered perplexity on 5 of 5")
 
 
 def test_every_metric_that_was_measured_has_a_table_by_domain(make_run):
-    result = page_of(make_run(labels=True)).root.section("result")
+    result = page_of(make_run(silos=2, rounds=2, alone=False, labels=True)).root.section("result")
     captions = " ".join(caption.text for caption in result.all("caption"))
     for title in ("Perplexity by domain", "Bits per byte by domain", "Accuracy by domain", "Next-token accuracy"):
         assert title in captions
 
 
-def test_the_privacy_statement_stands_as_it_is_in_the_summary(make_run):
-    root = page_of(make_run()).root
+def test_the_privacy_statement_stands_as_it_is_in_the_summary(whole):
+    root = whole[0].root
     assert root.section("privacy").all("p", class_="statement")[0].text == STATEMENT
     assert any(link.text == "no privacy guarantee" for link in root.all("header")[0].all("a"))
 
 
 def test_a_guarantee_is_shown_with_its_unit_and_its_numbers(make_run):
     guarantee = {"unit": "record", "epsilon": 2.5, "delta": 1e-5, "statement": "Each record is protected."}
-    root = page_of(make_run(change=lambda summary: summary.update(privacy=guarantee))).root
+    root = page_of(
+        make_run(silos=2, rounds=2, alone=False, change=lambda summary: summary.update(privacy=guarantee))
+    ).root
     words = root.section("privacy").text
     assert "record" in words and "2.5" in words and "1e-05" in words
     assert "no privacy guarantee" not in root.all("header")[0].text
 
 
-def test_bytes_times_and_holdings_are_those_of_the_summary(make_run):
-    folder = make_run()
-    summary, root = summary_of(folder), page_of(folder).root
+def test_bytes_times_and_holdings_are_those_of_the_summary(whole):
+    summary, root = whole[1], whole[0].root
     by_silo, by_round = root.section("traffic").all("table")
     for silo, (up, down) in ((silo, values(cells)) for silo, cells in rows(by_silo).items()):
         assert (up, down) == (sum(summary["bytes"]["up"][silo]), sum(summary["bytes"]["down"][silo]))
@@ -90,23 +97,22 @@ def test_bytes_times_and_holdings_are_those_of_the_summary(make_run):
         assert sum(values(rows(matrix)[silo])) == sum(held["domains"].values())
 
 
-def test_the_facts_name_every_digest_and_version(make_run):
-    folder = make_run()
-    summary, words = summary_of(folder), page_of(folder).root.section("facts").text
+def test_the_facts_name_every_digest_and_version(whole):
+    summary, words = whole[1], whole[0].root.section("facts").text
     facts = [summary["treaty"]["digest"], summary["model"]["digest"], summary["adapter"]["sha256"]]
     for fact in facts + list(summary["versions"].values()):
         assert fact in words
     assert TREATY.strip() in words
 
 
-def test_the_code_loads_the_adapter_with_peft(make_run):
-    words = page_of(make_run()).root.section("use").text
+def test_the_code_loads_the_adapter_with_peft(whole):
+    words = whole[0].root.section("use").text
     assert 'PeftModel.from_pretrained(base.model, "adapter")' in words
     assert "foedus run treaty.toml" in words
 
 
-def test_every_plot_is_there_for_wide_and_for_narrow_pages_with_a_table_beside_it(make_run):
-    main = page_of(make_run(failures=[(2, "sci.med", "its loss is not a number")])).root.all("main")[0]
+def test_every_plot_is_there_for_wide_and_for_narrow_pages_with_a_table_beside_it(whole):
+    main = whole[0].root.all("main")[0]
     figures = main.all("figure")
     assert len(figures) == 7
     for one in figures:
@@ -116,8 +122,8 @@ def test_every_plot_is_there_for_wide_and_for_narrow_pages_with_a_table_beside_i
         assert not section.all("figure") or section.all("table")
 
 
-def test_text_in_plots_is_text_and_colours_follow_the_page(make_run):
-    html = write_report(make_run()).read_text(encoding="utf-8")
+def test_text_in_plots_is_text_and_colours_follow_the_page(whole):
+    html = whole[2]
     drawings = "".join(re.findall(r"<svg class=\"(?:wide|narrow).*?</svg>", html, flags=re.S))
     assert ">talk.politics.mideast</text>" in drawings
     assert "var(--federated)" in drawings
@@ -125,33 +131,37 @@ def test_text_in_plots_is_text_and_colours_follow_the_page(make_run):
     assert "DejaVu" not in drawings
 
 
-def test_the_page_needs_nothing_but_itself(make_run):
-    html = write_report(make_run()).read_text(encoding="utf-8")
-    assert Page(html).faults == []
+def test_the_page_needs_nothing_but_itself(whole):
+    html = whole[2]
     for foreign in ("http://", "https://", "@import", "url(http", "//cdn"):
         assert foreign not in html
     assert "default-src 'none'" in html
 
 
-def test_headings_go_down_one_level_at_a_time(make_run):
-    html = write_report(make_run()).read_text(encoding="utf-8")
+def test_headings_go_down_one_level_at_a_time(whole):
+    html = whole[2]
     levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", html)]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
 
 
 def test_the_same_folder_gives_the_same_bytes(make_run):
-    folder = make_run(failures=[(2, "sci.med", "gone")])
+    folder = make_run(silos=3, rounds=2, failures=[(2, "sci.med", "gone")])
     first = write_report(folder).read_bytes()
     assert write_report(folder).read_bytes() == first
-    assert make_run is not None and str(folder).encode() not in first
+    assert str(folder).encode() not in first
 
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_name_that_looks_like_markup_is_only_a_name(make_run, ended):
-    evil = ['<script>alert("1")</script>', "a & b's <img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "{{ 7*7 }}"]
+    evil = [
+        '<script>alert("1")</script>',
+        "a & b's <img src=x onerror=alert(1)>",
+        '"><svg onload=alert(1)>',
+        "{{ 7*7 }}",
+    ]
     treaty = TREATY.replace(NOT_REAL, "<b>bold</b>")
-    folder = make_run(names=evil, ended=ended, treaty=treaty, failures=[(1, evil[0], "<i>why</i> ]]>")])
+    folder = make_run(names=evil, rounds=1, ended=ended, treaty=treaty, failures=[(1, evil[0], "<i>why</i> ]]>")])
     page = page_of(folder)
     assert len(page.root.all("script")) == 1
     assert page.root.all("img") == [] and page.root.all("b", class_="bold") == []
@@ -161,8 +171,24 @@ def test_a_name_that_looks_like_markup_is_only_a_name(make_run, ended):
     assert "<i>why</i> ]]>" in page.root.section("attendance").text
 
 
+def test_names_in_any_script_or_none_are_drawn(make_run):
+    names = [
+        "医学 新聞",
+        "$\\frac{1}$",
+        "двор, 🏥",
+        "two\nlines",
+        "_hidden",
+        "tab\tbell\x07",
+        "\u202ertl",
+        "-",
+        "x" * 300,
+    ]
+    root = page_of(make_run(names=names, rounds=1)).root
+    assert {"医学 新聞", "$\\frac{1}$", "_hidden"} <= {text.text for text in root.all("text")}
+
+
 def test_a_run_without_baselines_compares_what_there_is(make_run):
-    root = page_of(make_run(alone=False)).root
+    root = page_of(make_run(silos=2, rounds=2, alone=False)).root
     words = root.section("result").text
     assert "pool" not in words.lower() and "alone" not in words.lower()
     assert len(root.section("result").all("dd", class_="big")) == 2
@@ -172,12 +198,12 @@ def test_a_run_with_no_comparison_at_all_still_says_its_perplexity(make_run):
     def only_federated(summary: dict[str, Any]) -> None:
         summary["evaluation"] = {"federated": summary["evaluation"]["federated"]}
 
-    words = page_of(make_run(alone=False, change=only_federated)).root.section("result").text
+    words = page_of(make_run(silos=2, rounds=2, alone=False, change=only_federated)).root.section("result").text
     assert "the base model was not evaluated beside it" in words
 
 
 def test_a_run_under_way_says_so_and_shows_what_is_there(make_run):
-    root = page_of(make_run(ended=False)).root
+    root = page_of(make_run(silos=2, ended=False)).root
     assert "has not ended: 8 of 8 rounds are recorded" in root.all("p", class_="status")[0].text
     assert "validation text" in root.section("result").text
     assert "assume no guarantee" in root.section("privacy").text
@@ -190,7 +216,7 @@ def test_a_folder_with_only_a_treaty_makes_a_page(tmp_path):
     (tmp_path / "treaty.toml").write_text(TREATY)
     root = page_of(tmp_path).root
     assert "0 of 8 rounds" in root.all("p", class_="status")[0].text
-    assert "not been evaluated yet" in root.section("result").text
+    assert "No evaluation of the federated model" in root.section("result").text
     assert "holds no ledger" in root.section("ledger").text
 
 
@@ -200,7 +226,7 @@ def test_a_folder_with_only_a_treaty_makes_a_page(tmp_path):
      "algorithm", "failures", "seed", "rounds", "silos", "name"],
 )  # fmt: skip
 def test_whatever_the_summary_lacks_the_page_is_sound(make_run, missing):
-    page_of(make_run(silos=2, rounds=2, alone=False, change=lambda summary: summary.pop(missing)))
+    page_of(make_run(silos=1, rounds=1, alone=False, change=lambda summary: summary.pop(missing)))
 
 
 @pytest.mark.parametrize("missing", ["metrics.jsonl", "ledger.jsonl", "treaty.toml", "summary.json"])
@@ -212,7 +238,7 @@ def test_whichever_file_the_folder_lacks_the_page_is_sound(make_run, missing):
 
 def test_what_silos_do_not_disclose_is_not_shown_and_the_page_says_why(make_run):
     treaty = TREATY.replace("loss = true", "loss = false").replace("holdings = true", "holdings = false")
-    folder = make_run(treaty=treaty, change=lambda summary: summary.update(holdings={}))
+    folder = make_run(silos=2, rounds=2, alone=False, treaty=treaty, change=lambda summary: summary.update(holdings={}))
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in metrics:
         row.pop("loss", None)
@@ -220,8 +246,31 @@ def test_what_silos_do_not_disclose_is_not_shown_and_the_page_says_why(make_run)
             facts.pop("loss")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     root = page_of(folder).root
+    assert "No losses are recorded" in root.section("training").text
     assert "lets no silo disclose its loss" in root.section("training").text
     assert "lets no silo disclose what it holds" in root.section("holdings").text
+
+
+def test_where_only_the_mean_loss_is_known_it_is_drawn(make_run):
+    folder = make_run(silos=3, rounds=3, alone=False)
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in metrics:
+        row["silos"] = {name: {"bytes_up": 1} for name in row.get("silos", {})}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    section = page_of(folder).root.section("training")
+    assert "all silos together" in section.text
+    assert list(rows(section.all("table")[0])) == ["all silos together"]
+
+
+def test_a_run_under_way_compares_models_after_the_same_round_on_the_same_text(make_run):
+    folder = make_run(silos=2, rounds=4, ended=False)
+    lines = [
+        line for line in (folder / "metrics.jsonl").read_text().splitlines()[:-1] if '"pooled","round":4' not in line
+    ]
+    assert any('"pooled","round":3' in line for line in lines)
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    result = page_of(folder).root.section("result")
+    assert "after round 4" in result.text and "Pooled" not in result.text
 
 
 def test_a_value_that_was_not_finite_is_called_so(make_run):
@@ -229,13 +278,13 @@ def test_a_value_that_was_not_finite_is_called_so(make_run):
         perplexity = summary["evaluation"]["federated"]["perplexity"]
         perplexity |= {"micro": None, "macro": None, "by_domain": dict.fromkeys(perplexity["by_domain"])}
 
-    root = page_of(make_run(change=diverged)).root
+    root = page_of(make_run(silos=2, rounds=2, change=diverged)).root
     assert "training diverged" in root.section("result").text
     assert "not a number" in root.section("result").all("table")[0].text
 
 
 def test_a_hundred_silos_stay_readable(make_run):
-    folder = make_run(silos=100, mixed=True, rounds=20, failures=[(3, "silo-050", "did not answer")])
+    folder = make_run(silos=100, mixed=True, rounds=3, alone=False, failures=[(3, "silo-050", "did not answer")])
     root = page_of(folder).root
     assert (folder / "report.html").stat().st_size < 2_000_000
     assert "the line is the median" in root.section("training").text
@@ -245,28 +294,28 @@ def test_a_hundred_silos_stay_readable(make_run):
 
 
 def test_sixty_domains_are_a_scatter_and_a_table_with_its_means_first(make_run):
-    root = page_of(make_run(silos=60, rounds=2, alone=False)).root
+    root = page_of(make_run(silos=60, rounds=1, alone=False)).root
     table = root.section("result").all("table")[0]
     assert list(rows(table))[:2] == ["All text", "Mean over silos"]
     assert "below the line is better" in root.section("result").text
 
 
-def test_failures_are_named_with_their_round_and_reason(make_run):
-    section = page_of(make_run(failures=[(3, "sci.med", "its loss is not a number")])).root.section("attendance")
+def test_failures_are_named_with_their_round_and_reason(whole):
+    section = whole[0].root.section("attendance")
     row = section.all("tbody")[0].all("tr")[0]
-    assert [cell.text for cell in row.inside] == ["3", "sci.med", "its loss is not a number"]
+    assert [cell.text for cell in row.inside] == ["2", "sci.med", "its loss is not a number"]
     assert section.all("figure")
 
 
 def test_a_run_without_failures_says_so_without_a_plot(make_run):
-    section = page_of(make_run()).root.section("attendance")
+    section = page_of(make_run(silos=2, rounds=2, alone=False)).root.section("attendance")
     assert "No silo failed in any round, and every silo took part in every round" in section.text
     assert not section.all("figure")
 
 
 def test_a_whole_chain_is_recomputed_and_a_changed_record_is_found(make_run):
-    folder = make_run()
-    assert "All 10 hashes were recomputed" in page_of(folder).root.section("ledger").text
+    folder = make_run(silos=2, rounds=4, alone=False)
+    assert "All 6 hashes were recomputed" in page_of(folder).root.section("ledger").text
     ledger = folder / "ledger.jsonl"
     ledger.write_text(ledger.read_text().replace('"round":4', '"round":5', 1))
     assert "broken at record 4" in page_of(folder).root.section("ledger").text

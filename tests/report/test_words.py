@@ -46,8 +46,8 @@ def means(micro: float | None, by_domain: dict[str, float]) -> dict[str, Any]:
         ),
         ({"base": 50, "federated": 50.001}, "Federated training left perplexity as it was overall."),
         ({"federated": 40}, "The federated model's perplexity is 40.00; the base model was not evaluated beside it."),
-        ({"base": 50}, "The federated model has not been evaluated yet."),
-        ({}, "The federated model has not been evaluated yet."),
+        ({"base": 50}, "No evaluation of the federated model is recorded."),
+        ({}, "No evaluation of the federated model is recorded."),
         (
             {"base": 50, "federated": math.nan},
             "The federated model's perplexity is not a finite number: training diverged.",
@@ -70,7 +70,11 @@ def test_domains_that_went_the_other_way_are_named():
 
 @pytest.mark.parametrize(
     ("alone", "words"),
-    [(50, "10 % lower than what the silos reach alone"), (40, "gain nothing by federating"), (45, "the same perplexity")],
+    [
+        (50, "10 % lower than what the silos reach alone"),
+        (40, "gain nothing by federating"),
+        (45, "the same perplexity"),
+    ],
 )
 def test_silos_alone_are_compared_honestly(alone, words):
     sentences = " ".join(verdict(evaluation(base=60, local_only=alone, federated=45)))
@@ -103,7 +107,12 @@ def test_figures_are_spelled_as_people_read_them():
     ]  # fmt: skip
     assert figure(0.6123, "accuracy") == "61.2\u00a0%" and figure(1.2345, "bits_per_byte") == "1.234"
     assert [percent(x) for x in (0.31, -0.018, 0.0006)] == ["31\u00a0%", "1.8\u00a0%", "0.06\u00a0%"]
-    assert [signed_percent(x) for x in (None, -0.312, 0.004, -0.0001)] == ["–", "−31.2\u00a0%", "+0.4\u00a0%", "0.0\u00a0%"]
+    assert [signed_percent(x) for x in (None, -0.312, 0.004, -0.0001)] == [
+        "–",
+        "−31.2\u00a0%",
+        "+0.4\u00a0%",
+        "0.0\u00a0%",
+    ]
     assert [bytes_text(x) for x in (0, 999, 1000, 999_600, 9_766_312, 4.2e9, 3e12)] == [
         "0\u00a0B", "999\u00a0B", "1\u00a0kB", "1\u00a0MB", "9.77\u00a0MB", "4.2\u00a0GB", "3\u00a0TB",
     ]  # fmt: skip

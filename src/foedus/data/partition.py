@@ -74,6 +74,8 @@ def partition(table: pa.Table, how: Partition, seed: int) -> dict[str, pa.Table]
     that would then share a name get a suffix. Raises `DataError` for a missing column, a missing value, fewer examples
     than silos need, and a silo with fewer than `min_examples`.
     """
+    if not table.num_rows:
+        raise _bad("examples to make silos of", "none", "Check data.source and data.keep.")
     rows = _draw(table, how, seed) if how.drawn else _natural(table, how)
     if how.max_examples is not None:
         share = shares(table, seed, "max_examples")

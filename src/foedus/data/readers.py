@@ -96,8 +96,7 @@ def only(table: pa.Table, domains: Iterable[str]) -> pa.Table:
 
 def _canonical(source: Source, columns: Columns) -> pa.Table:
     texts = [_resolve(source, "text", name) for name in columns.texts]
-    roles = {role: _resolve(source, role, getattr(columns, role)) for role in ROLES[1:]}
-    roles = {role: name for role, name in roles.items() if name is not None}
+    roles = _roles(source, columns)
     owns = {name: _resolve(source, name, name) for name in columns.own}
     with reading(source.where):
         raw = source.take(list(dict.fromkeys([*texts, *roles.values(), *owns.values()])))
@@ -117,10 +116,16 @@ def _canonical(source: Source, columns: Columns) -> pa.Table:
     return pa.table(out).replace_schema_metadata(facts).combine_chunks()
 
 
-def _resolve(source: Source, role: str, name: str | None) -> str | None:
+def _roles(source: Source, columns: Columns) -> dict[str, str]:
+    """Which column plays which role besides the text: as named, else as the source itself says."""
+    named = {role: getattr(columns, role) for role in ROLES[1:]}
+    resolved = {role: _resolve(source, role, name) for role, name in named.items() if name is not None}
+    known = {role: name for role, name in source.roles.items() if role in ROLES[1:]}
+    return {role: (known | resolved)[role] for role in ROLES[1:] if role in known or role in resolved}
+
+
+def _resolve(source: Source, role: str, name: str) -> str:
     """The source's own name for what the treaty calls `name`: a column, or a role that the source knows."""
-    if name is None:
-        return source.roles.get(role)
     if source.names.count(name) > 1:
         do = "Rename one of them in the source."
         raise DataError(f'one column "{name}"', f"{source.names.count(name)} of that name", do, where=source.where)

@@ -6,7 +6,8 @@ rotary embedding and attention backward took more time than the matrix products.
   with the weight of the norm before them multiplied in, so that a norm is x · rsqrt(mean x²) and its output serves three uses;
 - LoRA's products ride on these: one for all A that share an input, one for their B (block-diagonal), K silos by `bmm`;
 - padding is skipped: only attention sees rows of equal length, all else a list of tokens;
-- attention is explicit products, the queries of one key head together: no copies of keys, and a cheap backward;
+- attention is explicit products, the queries of one key head together: no copies of keys, and a cheap backward; outputs of
+  the query and key projections are reordered so that rotary pairs stand side by side and one complex product turns them;
 - losses are sums, so the gradient of silo k's leaves is known up to one factor when the loss is: it is computed at once, and
   activations go back to one workspace that the next step reuses.
 The residual stream, norms, rotary embedding, attention scores, softmax and losses are fp32 whatever the compute dtype.
@@ -29,19 +30,25 @@ from torch.nn import functional as F
 from . import head
 
 FAMILIES = ("llama", "mistral", "qwen2")
-SAVED = 256
+KEPT = 256
 """Up to this many positions the attention probabilities are kept for the backward pass; beyond, they are made again."""
+SCORES = 1 << 24
+"""How many attention scores are held at a time where they are not kept."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapter of one linear layer: names of its leaves, its scale, and which outputs of the fused product it adds to."""
+    """The adapter of one linear layer: names of its leaves, its scale, and which outputs of the fused product it adds to.
+
+    `order`: output i of that range is row order[i] of B; None when they are as they were.
+    """
 
     a: str
     b: str
     scale: float
     start: int
     stop: int
+    order: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,10 @@ class Llama:
         attention, mlp, dtype = layer.self_attn, layer.mlp, self.dtype
         first, second = layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach()
         return Layer(
-            _product([attention.q_proj, attention.k_proj, attention.v_proj], first, names, dtype),
+            _product(
+                [attention.q_proj, attention.k_proj, attention.v_proj], first, names, dtype, turned=(True, True, False),
+                dim=self.dim,
+            ),
             _product([attention.o_proj], None, names, dtype),
             _product([mlp.gate_proj, mlp.up_proj], second, names, dtype),
             _product([mlp.down_proj], None, names, dtype),
@@ -258,9 +268,9 @@ class Llama:
         """Rotary tables, those of the queries with 1/√d in them, and the causal mask."""
         positions = torch.arange(tokens.length, device=x.device)[None]
         cos, sin = (t[0, :, : self.dim // 2].float() for t in self.rotary(x, positions))
+        keys = torch.complex(cos, sin)
         bias = torch.full((tokens.length, tokens.length), float("-inf"), device=x.device).triu_(1)
-        scale = self.dim**-0.5
-        return Turn(cos, sin, cos * scale, sin * scale, bias)
+        return Turn(keys, keys * self.dim**-0.5, bias.repeat(self.heads // self.key_heads, 1))
 
     def _attend(self, qkv: Tensor, tokens: Tokens, turn: Turn) -> tuple[Tensor, tuple]:
         """Causal attention; (K·T, (h + 2n)·d) to (K·T, h·d)."""
@@ -269,20 +279,22 @@ class Llama:
         padded = qkv if tokens.spread is None else qkv.index_select(0, tokens.spread)
         q, k, v = padded.view(rows, s, -1, d).split([self.heads, n, n], 2)
         q = q.unflatten(2, (n, group)).permute(0, 2, 3, 1, 4)  # rows n group s d
-        q32 = _rotate(q, turn.q_cos, turn.q_sin).view(rows * n, group * s, d)
-        k32 = _rotate(k.transpose(1, 2), turn.cos, turn.sin).view(rows * n, s, d)
+        q = _rotate(q, turn.queries).view(rows * n, group * s, d)
+        k = _rotate(k.transpose(1, 2), turn.keys).view(rows * n, s, d)
         v = self.space.take(rows, n, s, d, dtype=self.dtype).copy_(v.transpose(1, 2)).view(rows * n, s, d)
-        p = self.space.take(rows * n, group * s, s, dtype=self.dtype)
-        bias = turn.bias.repeat(group, 1).expand(rows * n, group * s, s)
-        p.copy_(torch.softmax(torch.baddbmm(bias, q32, k32.transpose(1, 2)), -1))
-        out = torch.bmm(p, v).view(rows, n, group, s, d)
+        p = self.space.take(rows * n, group * s, s, dtype=self.dtype) if s <= KEPT else None
+        out = torch.empty(rows * n, group * s, d, dtype=self.dtype, device=v.device)
+        for part in _parts(tokens, rows * n, group):
+            weights = _probabilities(q[part], k[part], turn)
+            weights = weights.to(self.dtype) if p is None else p[part].copy_(weights)
+            torch.bmm(weights, v[part], out=out[part])
         mixed = self.space.take(rows * s, self.heads * d, dtype=self.dtype)
-        mixed.view(rows, s, n, group, d).copy_(out.permute(0, 3, 1, 2, 4))
+        mixed.view(rows, s, n, group, d).copy_(out.view(rows, n, group, s, d).permute(0, 3, 1, 2, 4))
         if tokens.gather is not None:
             mixed = mixed.index_select(0, tokens.gather)
-        q16 = self.space.take(rows * n, group * s, d, dtype=self.dtype).copy_(q32)
-        k16 = self.space.take(rows * n, s, d, dtype=self.dtype).copy_(k32)
-        return mixed, (q16, k16, v, p)
+        q = self.space.take(*q.shape, dtype=self.dtype).copy_(q)
+        k = self.space.take(*k.shape, dtype=self.dtype).copy_(k)
+        return mixed, (q, k, v, p)
 
     def _attend_backward(self, g: Tensor, kept: tuple, tokens: Tokens, turn: Turn) -> Tensor:
         """The gradient of `qkv`, given `g` of the heads' outputs."""
@@ -292,11 +304,16 @@ class Llama:
         if tokens.spread is not None:
             g = g.index_select(0, tokens.spread).masked_fill_(tokens.hole, 0)
         g = g.view(rows, s, n, group, d).permute(0, 2, 3, 1, 4).reshape(rows * n, group * s, d)
-        d_v = torch.bmm(p.transpose(1, 2), g)
-        d_p = torch.bmm(g, v.transpose(1, 2))
-        d_s = torch.ops.aten._softmax_backward_data(d_p, p, -1, p.dtype)
-        d_q = _rotate(torch.bmm(d_s, k).view(rows, n, group, s, d), turn.q_cos, turn.q_sin, back=True)
-        d_k = _rotate(torch.bmm(d_s.transpose(1, 2), q).view(rows, n, s, d), turn.cos, turn.sin, back=True)
+        d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for part in _parts(tokens, rows * n, group):
+            weights = p[part] if p is not None else _probabilities(q[part].float(), k[part].float(), turn).to(q.dtype)
+            torch.bmm(weights.transpose(1, 2), g[part], out=d_v[part])
+            d_p = torch.bmm(g[part], v[part].transpose(1, 2))
+            d_s = torch.ops.aten._softmax_backward_data(d_p, weights, -1, weights.dtype)
+            torch.bmm(d_s, k[part], out=d_q[part])
+            torch.bmm(d_s.transpose(1, 2), q[part], out=d_k[part])
+        d_q = _rotate(d_q.view(rows, n, group, s, d), torch.conj_physical(turn.queries))
+        d_k = _rotate(d_k.view(rows, n, s, d), torch.conj_physical(turn.keys))
         out = torch.empty(rows, s, self.heads + 2 * n, d, dtype=self.dtype, device=g.device)
         out[:, :, : self.heads].unflatten(2, (n, group)).copy_(d_q.permute(0, 3, 1, 2, 4))
         out[:, :, self.heads : self.heads + n].copy_(d_k.transpose(1, 2))
@@ -320,10 +337,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Turn:
-    cos: Tensor
-    sin: Tensor
-    q_cos: Tensor
-    q_sin: Tensor
+    """What attention does to positions. The keys' rotations, and the queries' with 1/√d in them: complex, (s, d / 2); the
+    causal mask of the queries of one key head: (group · s, s)."""
+
+    keys: Tensor
+    queries: Tensor
     bias: Tensor
 
 
@@ -339,7 +357,8 @@ class _Adapter:
         self.a = (a if product.fold is None else a * product.fold).to(dtype)
         self.b = torch.zeros(silos, len(product.weight), a.shape[1], dtype=dtype, device=a.device)
         for lora, ranks in self._blocks():
-            torch.mul(leaves[lora.b], lora.scale, out=self.b[:, lora.start : lora.stop, ranks])
+            b = leaves[lora.b] if lora.order is None else leaves[lora.b].index_select(1, lora.order)
+            torch.mul(b, lora.scale, out=self.b[:, lora.start : lora.stop, ranks])
 
     def add(self, y: Tensor, x: Tensor) -> Tensor | None:
         """y += (x A') B'; returns x A'."""
@@ -371,7 +390,8 @@ class _Adapter:
         out = {}
         for lora, ranks in self._blocks():
             out[lora.a] = d_a[:, ranks]
-            out[lora.b] = self.d_b[:, lora.start : lora.stop, ranks] * lora.scale
+            d_b = self.d_b[:, lora.start : lora.stop, ranks] * lora.scale
+            out[lora.b] = d_b if lora.order is None else d_b.index_select(1, lora.order.argsort())
         return out
 
     def _blocks(self) -> list[tuple[Lora, slice]]:
@@ -408,25 +428,35 @@ def sums(x: Tensor, owner: Tensor, silos: int) -> Tensor:
 
 
 def _product(
-    linears: Sequence[Any], fold: Tensor | None, names: Mapping[nn.Parameter, str], dtype: torch.dtype
-) -> Product:
-    bases = [getattr(linear, "base_layer", linear) for linear in linears]
-    weight = torch.cat([base.weight.detach() for base in bases])
-    biases = [base.bias for base in bases]
-    bias = None
-    if any(b is not None for b in biases):
-        rows = [base.weight.new_zeros(len(base.weight)) if base.bias is None else base.bias.detach() for base in bases]
-        bias = torch.cat(rows).to(dtype)
-    loras, start = [], 0
-    for linear, base in zip(linears, bases, strict=True):
+    linears: Sequence[Any], fold: Tensor | None, names: Mapping[nn.Parameter, str], dtype: torch.dtype, *,
+    turned: Sequence[bool] = (), dim: int = 0,
+) -> Product:  # fmt: skip
+    """`turned`: linear layers whose outputs go through the rotary embedding, in heads of `dim`."""
+    weights, biases, loras, start = [], [], [], 0
+    for i, linear in enumerate(linears):
+        base = getattr(linear, "base_layer", linear)
+        order = _pairs(len(base.weight), dim, base.weight.device) if any(turned[i : i + 1]) else None
         stop = start + len(base.weight)
+        bias = base.weight.new_zeros(len(base.weight)) if base.bias is None else base.bias.detach()
+        weights.append(_rows(base.weight.detach(), order))
+        biases.append(_rows(bias, order))
         if base is not linear:
             (adapter,) = linear.active_adapters
             a, b = linear.lora_A[adapter].weight, linear.lora_B[adapter].weight
-            loras.append(Lora(names[a], names[b], float(linear.scaling[adapter]), start, stop))
+            loras.append(Lora(names[a], names[b], float(linear.scaling[adapter]), start, stop, order))
         start = stop
+    weight, bias = torch.cat(weights), torch.cat(biases)
     weight = weight if fold is None else weight * fold
-    return Product(weight.to(dtype), bias, fold, tuple(loras))
+    return Product(weight.to(dtype), bias.to(dtype) if bool(bias.any()) else None, fold, tuple(loras))
+
+
+def _pairs(size: int, dim: int, device: torch.device) -> Tensor:
+    """The order of a projection's outputs in which the two halves of each head alternate: (size,)."""
+    return torch.arange(size, device=device).view(-1, 2, dim // 2).transpose(1, 2).reshape(-1)
+
+
+def _rows(x: Tensor, order: Tensor | None) -> Tensor:
+    return x if order is None else x.index_select(0, order)
 
 
 def _products(layer: Layer) -> tuple[Product, ...]:
@@ -473,14 +503,22 @@ def _plain_lora(linear: Any) -> bool:
     )
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
-    """Rotary embedding over the halves of the last dimension, in float32 and contiguous; `back` is its transpose."""
-    sign = -1 if back else 1
-    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    (low, high), (out_low, out_high) = x.chunk(2, -1), out.chunk(2, -1)
-    torch.mul(low, cos, out=out_low).addcmul_(high, sin, value=-sign)
-    torch.mul(high, cos, out=out_high).addcmul_(low, sin, value=sign)
-    return out
+def _parts(tokens: Tokens, count: int, group: int) -> list[slice]:
+    """Which of the `count` (row, key head) pairs are attended to at a time: all, where their scores are kept."""
+    step = count if tokens.length <= KEPT else max(1, SCORES // (group * tokens.length**2))
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+def _probabilities(q: Tensor, k: Tensor, turn: Turn) -> Tensor:
+    """Softmax of causal scores, float32."""
+    scores = torch.baddbmm(turn.bias.expand(len(q), *turn.bias.shape), q, k.transpose(1, 2))
+    return torch.softmax(scores, -1, out=scores)
+
+
+def _rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Rotary embedding of pairs that stand side by side, in float32 and contiguous. `turn`: complex, (s, d / 2)."""
+    pairs = torch.empty(x.shape, dtype=torch.float32, device=x.device).copy_(x).unflatten(-1, (-1, 2))
+    return torch.view_as_real(torch.view_as_complex(pairs).mul_(turn)).flatten(-2)
 
 
 def _matmul(x: Tensor, y: Tensor) -> Tensor:

@@ -114,7 +114,8 @@ def _what(summary: Values, treaty: Values) -> str:
     if purpose:
         lines += [_inline(str(purpose)), ""]
     result = "The model was" if (summary.get("adapter") or {}).get("kind") == "full" else "This adapter was"
-    lines += [f"{result} trained with Foedus across {where}. {' '.join(map(_inline, verdict(_evaluation(summary))))}", ""]
+    outcome = _inline(" ".join(verdict(_evaluation(summary))))
+    lines += [f"{result} trained with Foedus across {where}. {outcome}", ""]
     return "\n".join(lines)
 
 
@@ -180,7 +181,7 @@ def _limits(summary: Values) -> str:
         "An adapter fits only the base model it was trained on, of the very digest named below.",
     ]
     if (summary.get("privacy") or {}).get("unit", "none") == "none":
-        lines.append("It may repeat passages of its training text. Do not publish it where that text must stay private.")
+        lines.append("It may repeat passages of its training text: keep it where that text may be seen.")
     failures = summary.get("failures") or []
     if failures:
         lines.append(f"Silos failed {len(failures)} times while it was trained; the report says which and why.")
@@ -196,8 +197,9 @@ def _origin(summary: Values, treaty_text: str) -> str:
     lines = [f"- {name}: `{value}`" for name, value in facts.items() if value]
     lines += [f"- {name} {version}" for name, version in (summary.get("versions") or {}).items()]
     fence = "`" * max(3, _longest_run(treaty_text) + 1)
-    treaty = ["", "The treaty, resolved:", "", f"{fence}toml", treaty_text.strip(), fence] if treaty_text.strip() else []
-    return "\n".join(["## Where it comes from", "", *lines, *treaty, ""])
+    if treaty_text.strip():
+        lines += ["", "The treaty, resolved:", "", f"{fence}toml", treaty_text.strip(), fence]
+    return "\n".join(["## Where it comes from", "", *lines, ""])
 
 
 def _evaluation(summary: Values) -> Values:

@@ -16,7 +16,7 @@ MOST_DOMAINS = 40
 
 
 def summary_lines(summary: Mapping[str, Any]) -> Group:
-    """A table of perplexity (and of accuracy where labelled) by domain, and what it says in words; for a rich `Console`.
+    """Perplexity (and accuracy where labelled) by domain as a table, then what it says in words; for a rich `Console`.
 
     `summary`: as in summary.json. Names are printed as they are; nothing in them is taken for markup.
     """

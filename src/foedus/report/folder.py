@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Ledger:
-    """The ledger as it was found. `broken_at`: index of the first record that does not fit its chain; None if all do."""
+    """The ledger as it was found. `broken_at`: index of the first record that does not fit the chain, or None."""
 
     records: tuple[Record, ...] = ()
     broken_at: int | None = None

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -43,7 +43,7 @@ def write_report(run: Path) -> Path:
     page = render(read_run(Path(run)))
     beside = place.with_name(f".{place.name}.{os.getpid()}")
     try:
-        beside.write_text(page, encoding="utf-8")
+        beside.write_text(page, encoding="utf-8", errors="replace")
         os.replace(beside, place)
     except OSError as error:
         do = "Make room or mend the permissions, and write it again with `foedus report`."
@@ -132,13 +132,9 @@ def _rounds_planned(run: Run) -> int:
 
 def _silos(run: Run) -> list[str]:
     named = set(run.summary.get("holdings") or {}) | set((run.summary.get("bytes") or {}).get("up") or {})
-    return sorted(named.union(*(_by_silo(record) for record in run.rounds if record.get("phase") == "federated")))
-
-
-def _by_silo(record: Record) -> Mapping[str, Any]:
-    return {**(record.get("silos") or {}), **dict.fromkeys(record.get("failures") or {}, {})} | (
-        record.get("silos") or {}
-    )
+    for record in run.phase("federated"):
+        named |= {*(record.get("silos") or {}), *(record.get("failures") or {})}
+    return sorted(named)
 
 
 def _privacy(run: Run) -> dict[str, Any]:
@@ -158,15 +154,17 @@ def _privacy(run: Run) -> dict[str, Any]:
 
 def _evaluation(run: Run) -> tuple[Mapping[str, Any], str]:
     """What to compare, and in words what it was measured on: the summary's figures, or else the latest there are."""
+    federated = [record for record in run.evaluations if record.get("phase") == "federated"]
+    split = "test" if any(record.get("split") == "test" for record in federated) else "validation"
+    on = f"Measured on held-out {split} text that no training has seen"
     if run.summary.get("evaluation"):
-        return run.summary["evaluation"], "Measured on held-out test text that no training has seen."
-    latest: dict[str, Record] = {}
-    for record in run.evaluations:
-        latest[str(record.get("phase"))] = record
-    if not latest:
+        return run.summary["evaluation"], f"{on}." if federated else "Measured on held-out text."
+    if not federated:
         return {}, ""
-    at = latest["federated"].get("round", 0) if "federated" in latest else 0
-    return latest, f"Measured on held-out validation text; the federated model as it was after round {at}."
+    at = next(record.get("round", 0) for record in reversed(federated) if record.get("split") == split)
+    same = [record for record in run.evaluations if record.get("split") == split]
+    alike = {str(r.get("phase")): r for r in same if r.get("round", 0) == (0 if r.get("phase") == "base" else at)}
+    return alike, f"{on}; every model as it was after round {at}."
 
 
 def _domains_plot(comparisons: Sequence[Comparison]) -> Markup | None:
@@ -187,25 +185,31 @@ def _domains_plot(comparisons: Sequence[Comparison]) -> Markup | None:
 
 def _losses(run: Run) -> dict[str, Any] | None:
     federated = _loss_series(run.phase("federated"))
-    alone = {}
-    for phase in sorted({str(record.get("phase")) for record in run.rounds}):
-        if phase.startswith("local:"):
-            name = phase.removeprefix("local:")
-            alone |= {name: points for points in [_points(run.phase(phase), "loss")] if points[0]}
-    if not federated and not alone:
+    alone = _loss_series([record for record in run.rounds if str(record.get("phase")).startswith("local:")])
+    together = not federated and not alone
+    if together and not (federated := _mean_loss(run.phase("federated"))):
         return None
     names = sorted({*federated, *alone})
     rows = [{"name": name, "federated": _ends(federated.get(name)), "alone": _ends(alone.get(name))} for name in names]
     alt = f"Training loss over rounds of {len(names)} silos, federated" + (" and each silo alone." if alone else ".")
+    if together:
+        alt = "Training loss over rounds, all silos together."
     return {
         "plot": picture("loss", alt, lambda narrow: plots.losses(federated, alone, narrow)),
         "rows": rows,
         "alone": bool(alone),
+        "together": together,
         "many": len(names) > plots.FEW,
     }
 
 
-def _loss_series(records: Sequence[Record]) -> dict[str, plots.Points]:
+def _mean_loss(records: Sequence[Record]) -> Mapping[str, plots.Points]:
+    kept = [record for record in records if _finite(record.get("loss"))]
+    points = [int(record["round"]) for record in kept], [float(record["loss"]) for record in kept]
+    return {"all silos together": points} if kept else {}
+
+
+def _loss_series(records: Sequence[Record]) -> Mapping[str, plots.Points]:
     series: dict[str, tuple[list[int], list[float]]] = {}
     for record in records:
         for name, facts in (record.get("silos") or {}).items():
@@ -214,11 +218,6 @@ def _loss_series(records: Sequence[Record]) -> dict[str, plots.Points]:
                 rounds.append(int(record["round"]))
                 values.append(float(loss))
     return series
-
-
-def _points(records: Sequence[Record], key: str) -> plots.Points:
-    kept = [(int(record["round"]), float(record[key])) for record in records if _finite(record.get(key))]
-    return [at for at, _ in kept], [value for _, value in kept]
 
 
 def _ends(points: plots.Points | None) -> tuple[float, float] | None:
@@ -255,7 +254,8 @@ def _holdings(run: Run) -> dict[str, Any] | None:
     held = run.summary.get("holdings") or {}
     if not held:
         return None
-    sizes = {name: sum(int(facts.get(part) or 0) for part in ("train", "validation", "test")) for name, facts in held.items()}
+    parts = ("train", "validation", "test")
+    sizes = {name: sum(int(facts.get(part) or 0) for part in parts) for name, facts in held.items()}
     matrices = [_matrix(held, sizes, key) for key in ("domains", "labels")]
     known = [matrix for matrix in matrices if matrix]
     if len(known) == 2 and known[0]["counts"] == known[1]["counts"]:
@@ -275,7 +275,7 @@ def _matrix(held: Mapping[str, Any], sizes: Mapping[str, int], key: str) -> dict
         counts = dict(sorted(counts.items(), key=lambda item: (list(item[1]), item[0])))
     if by_size:
         counts = dict(sorted(counts.items(), key=lambda item: (-sizes[item[0]], item[0])))
-    alt = f"Number of examples by silo and {key[:-1]}: {len(counts)} silos, {len(kinds)} {key}. The table has the counts."
+    alt = f"Examples by silo and {key[:-1]}: {len(counts)} silos, {len(kinds)} {key}. The table has the counts."
     return {
         "key": key,
         "by_size": by_size,
@@ -293,19 +293,23 @@ def _traffic(run: Run) -> dict[str, Any] | None:
     rounds = max((len(values) for values in [*up.values(), *down.values()]), default=0)
     if not rounds:
         return None
-    totals = {way: [sum(v[at] for v in silos.values() if at < len(v)) for at in range(rounds)] for way, silos in (("up", up), ("down", down))}
+    all_up, all_down = _added(up, rounds), _added(down, rounds)
     alt = (
-        f"Bytes by round, and added up. From silos to the server {bytes_text(sum(totals['up']))} in all, "
-        f"from the server to silos {bytes_text(sum(totals['down']))}."
+        f"Bytes by round, and added up. From silos to the server {bytes_text(sum(all_up))} in all, "
+        f"from the server to silos {bytes_text(sum(all_down))}."
     )
     return {
-        "plot": picture("traffic", alt, lambda narrow: plots.traffic(totals["up"], totals["down"], narrow)),
-        "up": sum(totals["up"]),
-        "down": sum(totals["down"]),
+        "plot": picture("traffic", alt, lambda narrow: plots.traffic(all_up, all_down, narrow)),
+        "up": sum(all_up),
+        "down": sum(all_down),
         "rounds": rounds,
-        "by_round": list(zip(range(1, rounds + 1), totals["up"], totals["down"], strict=True)),
+        "by_round": list(zip(range(1, rounds + 1), all_up, all_down, strict=True)),
         "by_silo": [(name, sum(up.get(name, [])), sum(down.get(name, []))) for name in sorted({*up, *down})],
     }
+
+
+def _added(by_silo: Mapping[str, Sequence[float]], rounds: int) -> list[float]:
+    return [sum(series[at] for series in by_silo.values() if at < len(series)) for at in range(rounds)]
 
 
 def _bytes(run: Run, way: str) -> dict[str, list[float]]:
@@ -323,9 +327,7 @@ def _bytes(run: Run, way: str) -> dict[str, list[float]]:
 def _times(run: Run) -> dict[str, Any] | None:
     known = dict(run.summary.get("seconds") or {})
     if not known:
-        for record in run.rounds:
-            for phase, value in (record.get("seconds") or {}).items():
-                known[phase] = known.get(phase, 0.0) + float(value or 0)
+        known = _seconds_so_far(run)
     known = {phase: float(value) for phase, value in known.items() if _finite(value)}
     total = known.pop("total", sum(known.values()))
     parts = {phase: known[phase] for phase in (*TIME_PHASES, *sorted(set(known) - {*TIME_PHASES})) if phase in known}
@@ -342,6 +344,18 @@ def _times(run: Run) -> dict[str, Any] | None:
     }
 
 
+def _seconds_so_far(run: Run) -> dict[str, float]:
+    """As the summary counts: baselines under their own names, evaluations under "evaluate"."""
+    known: dict[str, float] = {}
+    for record in (*run.rounds, *run.evaluations):
+        phase = str(record.get("phase"))
+        phase = "local_only" if phase.startswith("local:") else phase
+        for name, value in (record.get("seconds") or {}).items():
+            name = name if name == "evaluate" or phase == "federated" else phase
+            known[name] = known.get(name, 0.0) + float(value or 0)
+    return known
+
+
 def _attendance(run: Run) -> dict[str, Any]:
     records = run.phase("federated")
     took_part: dict[str, set[int]] = {name: set() for name in _silos(run)}
@@ -356,9 +370,11 @@ def _attendance(run: Run) -> dict[str, Any]:
     everybody = all(len(took_part[name] | failed.get(name, set())) == len(records) for name in took_part)
     shown = bool(records) and (bool(failures) or not everybody)
     alt = f"Who took part in each of {rounds} rounds; {len(failures)} failure{'s' if len(failures) != 1 else ''}."
-    draw = lambda narrow: plots.attendance(took_part, failed, rounds, narrow)  # noqa: E731
+    plot = None
+    if shown:
+        plot = picture("attendance", alt, lambda narrow: plots.attendance(took_part, failed, rounds, narrow))
     return {
-        "plot": picture("attendance", alt, draw) if shown else None,
+        "plot": plot,
         "failures": failures,
         "everybody": everybody,
         "many": len(took_part) > plots.MANY,
@@ -421,5 +437,5 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub(r"([./_-])(?=.)", r"\1<wbr>", str(escape(name))))
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from .compare import PHASES, TITLES, Row, figure, signed_percent
@@ -89,7 +91,7 @@ def losses(federated: Mapping[str, Points], alone: Mapping[str, Points], narrow:
 def _panels(names: Sequence[str], federated: Mapping[str, Points], alone: Mapping[str, Points], narrow: bool) -> Figure:
     columns = min(len(names), 2 if narrow else 5 if len(names) in (5, 9, 10) else 4)
     rows = math.ceil(len(names) / columns)
-    drawn = sheet(NARROW if narrow else WIDE, 70 + rows * (130 if narrow else 172))
+    drawn = sheet(NARROW if narrow else WIDE, 70 + rows * (130 if narrow else 172), between=0.06)
     grid = drawn.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for place, axes in enumerate(grid.flat):
         if place >= len(names):
@@ -106,12 +108,11 @@ def _panels(names: Sequence[str], federated: Mapping[str, Points], alone: Mappin
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.tick_params(labelbottom=place + columns >= len(names))
     drawn.supxlabel("round", color=COLOURS["muted"], fontsize=12.5)
-    drawn.get_layout_engine().set(wspace=0.06, hspace=0.08)
     _legend(drawn, grid.flat[0], 2)
     return drawn
 
 
-def _series(axes: Axes, series: Mapping[str, Points], name: str, phase: str, **line: object) -> None:
+def _series(axes: Axes, series: Mapping[str, Points], name: str, phase: str, **line: Any) -> None:
     rounds, values = series.get(name, ((), ()))
     if not rounds:
         return
@@ -161,8 +162,8 @@ def validation(series: Mapping[str, Points], narrow: bool) -> Figure:
         if len(rounds) == 1 and phase != "federated":
             axes.axhline(values[0], color=COLOURS[phase], linewidth=1.4, linestyle=(0, (2, 3)), label=TITLES[phase])
             continue
-        dashed = {"linestyle": (0, (5, 2))} if phase == "pooled" else {}
-        axes.plot(rounds, values, color=COLOURS[phase], label=TITLES[phase], **dashed)
+        style: Any = (0, (5, 2)) if phase == "pooled" else "solid"
+        axes.plot(rounds, values, color=COLOURS[phase], label=TITLES[phase], linestyle=style)
         for at, value in zip(rounds, values, strict=True):
             if len(rounds) <= 60:
                 mark = axes.scatter([at], [value], **_mark(phase) | {"s": 22}, zorder=4)
@@ -178,7 +179,7 @@ def validation(series: Mapping[str, Points], narrow: bool) -> Figure:
 
 
 def holdings(counts: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int], narrow: bool) -> Figure:
-    """Who holds what: a silo a line in the order given, a kind of text a column, darker for more; on the right each silo's size."""
+    """Who holds what: a silo a line in the order given, a kind of text a column, stronger for more; right, sizes."""
     names, kinds = list(counts), _kinds(counts, 10 if narrow else MANY)
     line = 26 if len(names) <= FEW else 16 if len(names) <= MANY else 7
     height = 150 + line * len(names)
@@ -186,7 +187,7 @@ def holdings(counts: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int], 
     widths = [max(1.0, min(4.0, len(kinds) / 3)) * (1 if narrow else 1.4), 1.0 if narrow else 1.6]
     matrix, bars = drawn.subplots(1, 2, sharey=True, width_ratios=widths)
     _cells(matrix, counts, kinds, numbers=len(names) <= FEW and len(kinds) <= (3 if narrow else 10))
-    matrix.set_xticks(range(len(kinds)), [shorten(kind, 14 if narrow else 24) for kind in kinds])
+    matrix.set_xticks(range(len(kinds)), [shorten(kind or "all others", 14 if narrow else 24) for kind in kinds])
     matrix.xaxis.tick_top()
     size = 12.5 if len(kinds) <= 20 else 10
     for label in matrix.get_xticklabels():
@@ -203,42 +204,36 @@ def holdings(counts: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int], 
     return drawn
 
 
-def _kinds(counts: Mapping[str, Mapping[str, int]], most: int) -> list[str]:
+def _kinds(counts: Mapping[str, Mapping[str, int]], most: int) -> list[str | None]:
+    """The kinds to show, sorted; with more than `most`, the commonest, and None for all the others."""
     totals: dict[str, int] = {}
     for held in counts.values():
         for kind, count in held.items():
             totals[kind] = totals.get(kind, 0) + count
     if len(totals) <= most:
-        return sorted(totals)
-    return sorted(sorted(totals, key=lambda kind: (-totals[kind], kind))[: most - 1]) + [_rest(len(totals) - most + 1)]
+        return [*sorted(totals)]
+    return [*sorted(sorted(totals, key=lambda kind: (-totals[kind], kind))[: most - 1]), None]
 
 
-def _rest(count: int) -> str:
-    return f"{count} others"
-
-
-def _cells(axes: Axes, counts: Mapping[str, Mapping[str, int]], kinds: Sequence[str], numbers: bool) -> None:
+def _cells(axes: Axes, counts: Mapping[str, Mapping[str, int]], kinds: Sequence[str | None], numbers: bool) -> None:
     most = max((count for held in counts.values() for count in held.values()), default=1) or 1
     gap = 0.06 if len(counts) <= FEW else 0.02
+    empty = Rectangle((-0.5, -0.5), len(kinds), len(counts), facecolor=COLOURS["base"], alpha=0.06, linewidth=0)
+    axes.add_artist(empty)
     for row, (name, held) in enumerate(counts.items()):
         rest = sum(count for kind, count in held.items() if kind not in kinds)
         for column, kind in enumerate(kinds):
-            count = held.get(kind, rest if kind not in held and kind == kinds[-1] else 0)
-            place = (column - 0.5 + gap, row - 0.5 + gap)
-            shade = 0.05 if count == 0 else 0.12 + 0.43 * math.sqrt(count / most)
-            cell = axes.add_patch(
-                _rectangle(place, 1 - 2 * gap, COLOURS["federated"] if count else COLOURS["base"], shade)
-            )
-            if count and len(counts) <= MANY:
-                cell.set_gid(tip(f"{name} holds {thousands(count)} of {kind}"))
-            if numbers and count:
+            count = rest if kind is None else held.get(kind, 0)
+            if not count:
+                continue
+            place, side = (column - 0.5 + gap, row - 0.5 + gap), 1 - 2 * gap
+            shade = 0.12 + 0.43 * math.sqrt(count / most)
+            cell = Rectangle(place, side, side, facecolor=COLOURS["federated"], alpha=shade, linewidth=0)
+            axes.add_artist(cell)
+            if len(counts) <= MANY:
+                cell.set_gid(tip(f"{name} holds {thousands(count)} of {kind or 'others'}"))
+            if numbers:
                 axes.text(column, row, thousands(count), ha="center", va="center_baseline", fontsize=11.5)
-
-
-def _rectangle(place: tuple[float, float], side: float, colour: str, alpha: float):  # noqa: ANN202
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(place, side, side, facecolor=colour, alpha=alpha, linewidth=0)
 
 
 def _size_bars(axes: Axes, sizes: Sequence[int], names: Sequence[str], ticks: int) -> None:
@@ -292,12 +287,11 @@ def traffic(up: Sequence[float], down: Sequence[float], narrow: bool) -> Figure:
 
 def _end_labels(axes: Axes, rounds: int, up: float, down: float) -> None:
     """The sums at the end of their lines; one for both when they would cover each other."""
-    close = abs(up - down) < 0.09 * max(up, down, 1.0)
-    ends = [((up + down) / 2, f"{bytes_text(up)}\neach way")] if close and bytes_text(up) == bytes_text(down) else (
-        [((up + down) / 2, f"{bytes_text(up)} up\n{bytes_text(down)} down")]
-        if close
-        else [(up, f"{bytes_text(up)} up"), (down, f"{bytes_text(down)} down")]
-    )
+    sent, received = bytes_text(up), bytes_text(down)
+    ends = [(up, f"{sent} up"), (down, f"{received} down")]
+    if abs(up - down) < 0.09 * max(up, down, 1.0):
+        both = f"{sent}\neach way" if sent == received else f"{sent} up\n{received} down"
+        ends = [((up + down) / 2, both)]
     for height, text in ends:
         axes.annotate(text, (rounds, height), (8, 0), textcoords="offset points", va="center", fontsize=11.5)
 
@@ -386,7 +380,7 @@ def _attendance_counts(
     return drawn
 
 
-def _mark(phase: str) -> dict[str, object]:
+def _mark(phase: str) -> dict[str, Any]:
     hollow = phase == "base"
     return {
         "marker": MARKERS[phase],
@@ -400,8 +394,7 @@ def _mark(phase: str) -> dict[str, object]:
 def _legend(drawn: Figure, axes: Axes, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        drawn.legend(handles, labels, loc="outside upper left", ncols=columns, handletextpad=0.5, columnspacing=1.6, borderaxespad=0, borderpad=0.2)
-    drawn.get_layout_engine().set(h_pad=10 / 72)
+        drawn.legend(handles, labels, loc="outside upper left", ncols=columns)
 
 
 def _scale(axes: Axes, values: Sequence[float], axis: str) -> None:

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from html import escape
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from .words import printable
 
 VARIABLES = ("ink", "muted", "rule", "paper", "base", "local_only", "federated", "pooled", "up", "down", "fail")
 COLOURS = {name: f"#{index:02x}fe{index:02x}" for index, name in enumerate(VARIABLES, 1)}
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "foedus",
+    "text.parse_math": False,  # a name may hold dollars
     "font.family": "DejaVu Sans",  # to measure with: wider than system fonts, so nothing overlaps where they are used
     "font.size": 12.5,
     "axes.titlesize": 12.5,
@@ -46,6 +52,10 @@ STYLE = {
     "axes.axisbelow": True,
     "axes.grid": False,
     "legend.frameon": False,
+    "legend.borderpad": 0.2,
+    "legend.borderaxespad": 0.0,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.6,
     "lines.linewidth": 2.0,
     "lines.solid_capstyle": "round",
     "axes.titlelocation": "left",
@@ -61,9 +71,10 @@ WIDE, NARROW = 860, 350
 TIP = "tip "
 
 
-def sheet(width: float, height: float) -> Figure:
-    """An empty figure, sizes in pixels."""
-    return Figure(figsize=(width / 72, height / 72), layout="constrained")
+def sheet(width: float, height: float, between: float = 0.02) -> Figure:
+    """An empty figure, sizes in pixels; `between`: the room between its panels, as a share of one."""
+    layout = ConstrainedLayoutEngine(h_pad=10 / 72, wspace=between, hspace=between)
+    return Figure(figsize=(width / 72, height / 72), layout=layout)
 
 
 def picture(key: str, alt: str, draw: Callable[[bool], Figure]) -> Markup:
@@ -72,14 +83,15 @@ def picture(key: str, alt: str, draw: Callable[[bool], Figure]) -> Markup:
     `key`: prefix of the ids inside, unique on the page. `alt`: what one reads who does not see it.
     `draw(narrow)`: makes the figure.
     """
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # only the measuring font lacks it
         drawings = [_inline(draw(narrow), f"{key}-{'n' if narrow else 'w'}", alt, narrow) for narrow in (False, True)]
     return Markup("\n".join(drawings))
 
 
 def tip(text: str) -> str:
     """The gid of an artist whose hover text is `text`."""
-    return TIP + text
+    return TIP + printable(text)
 
 
 def _inline(figure: Figure, prefix: str, alt: str, narrow: bool) -> str:

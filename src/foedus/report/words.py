@@ -45,8 +45,14 @@ def parameters_text(count: float) -> str:
     return thousands(count)
 
 
+def printable(text: str) -> str:
+    """Text on one line, without characters that a drawing cannot hold."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+
+
 def shorten(name: str, most: int) -> str:
-    """A name cut in the middle when it is longer than `most` characters."""
+    """A name on one line, cut in the middle when it is longer than `most` characters."""
+    name = printable(name)
     if len(name) <= most:
         return name
     tail = most // 3
