@@ -1,10 +1,11 @@
 """One LoRA training step of SmolLM2-135M: ours beside `transformers.Trainer` + PEFT, in fp32 and with bf16 autocast.
 
-    PYTHONPATH=src python benchmarks/step.py [--steps 100] [--rows 8] [--length 128] [--threads 2] [--device cpu] [--json FILE]
+    PYTHONPATH=src python benchmarks/step.py [--steps 100] [--rows 8] [--length 128] [--threads 2] [--json FILE]
 
-The three train in turn, one step each (A B C A B C …), from the same adapter on the same batches of 20 Newsgroups, with the
-same AdamW; so a busy machine slows all three, and the ratios are of medians. A step is the whole of it: forward, backward,
-clipping to norm 1, optimizer. The Trainer is the real one: it runs in a thread that is let go one step at a time.
+The three train in turn, one step each (A B C A B C …), from the same adapter on the same batches of 20 Newsgroups,
+with the same AdamW; so a busy machine slows all three, and the ratios are of medians. A step is the whole of it:
+forward, backward, clipping to norm 1, optimizer. The Trainer is the real one: it runs in a thread that is let go one
+step at a time.
 """
 
 from __future__ import annotations

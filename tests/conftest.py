@@ -58,8 +58,8 @@ steps = 2
 lr = 0.01
 [evaluation]
 baselines = ["base", "local", "pooled"]
-[performance]
-cohort_batch = 1
+
+
 """
 
 

@@ -43,7 +43,13 @@ def test_a_run_shows_plain_lines_without_a_terminal_and_ends_with_the_comparison
 def test_check_says_what_leaves_a_silo_what_it_costs_and_what_is_guaranteed(finished):
     done = foedus("check", "treaty.toml", cwd=finished.parent)
     assert done.returncode == 0, done.stderr
-    for word in ("What leaves a silo", "bytes of one silo in one round", "minutes on this machine", "not protected", "[model]"):
+    for word in (
+        "What leaves a silo",
+        "bytes of one silo in one round",
+        "minutes on this machine",
+        "not protected",
+        "[model]",
+    ):
         assert word in done.stdout
     values = json.loads(foedus("check", "treaty.toml", "--json", cwd=finished.parent).stdout)
     summary = json.loads((finished / "summary.json").read_text())

@@ -104,7 +104,11 @@ def test_the_ledger_chains_every_round_and_holds_no_data(run):
 
 
 def test_a_finished_run_resumed_changes_nothing(run):
-    before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file() and p.name not in (".lock", "summary.json", "report.html")}
+    before = {
+        p: p.read_bytes()
+        for p in run.path.rglob("*")
+        if p.is_file() and p.name not in (".lock", "summary.json", "report.html")
+    }
     finish(run)
     assert before == {p: p.read_bytes() for p in before}
 
@@ -207,7 +211,9 @@ def test_full_parameter_training_saves_a_model_that_transformers_loads(treaty, t
 
 
 def test_a_treaty_without_held_out_text_runs_and_reports_no_figures(treaty, tmp_path):
-    none = treaty.replace(**{"split.validation": 0.0, "split.test": 0.0, "evaluation.baselines": [], "evaluation.every": 9})
+    none = treaty.replace(
+        **{"split.validation": 0.0, "split.test": 0.0, "evaluation.baselines": [], "evaluation.every": 9}
+    )
     assert finish(begin(none, tmp_path / "run"))["evaluation"] == {}
 
 

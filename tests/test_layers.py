@@ -39,7 +39,9 @@ def imports(file: Path) -> Iterator[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             yield node.module or "", False
         elif isinstance(node, ast.ImportFrom) and node.level == depth:
-            yield from ((name.split(".")[0], True) for name in ([node.module] if node.module else [a.name for a in node.names]))
+            yield from (
+                (name.split(".")[0], True) for name in ([node.module] if node.module else [a.name for a in node.names])
+            )
 
 
 def test_every_file_has_a_room_and_says_what_it_is_for():

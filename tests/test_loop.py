@@ -96,7 +96,9 @@ def test_answers_may_come_in_any_order():
     np.testing.assert_array_equal(go(f)[-1][0].params["w"], go(f, back)[-1][0].params["w"])
 
 
-@pytest.mark.parametrize("optimizer", [Sgd(1.0), Sgd(0.5, 0.9), Adaptive("adam"), Adaptive("yogi"), Adaptive("adagrad")])
+@pytest.mark.parametrize(
+    "optimizer", [Sgd(1.0), Sgd(0.5, 0.9), Adaptive("adam"), Adaptive("yogi"), Adaptive("adagrad")]
+)
 @pytest.mark.parametrize("sampler", [Full(), FixedSize(3), Poisson(0.5)])
 def test_a_run_goes_on_from_any_state_as_if_it_had_not_stopped(optimizer, sampler):
     f = federation(server_optimizer=optimizer, sampler=sampler, rounds=6)
@@ -165,7 +167,11 @@ def test_an_aggregator_that_looks_at_single_updates_is_refused_where_they_are_hi
 
 # The contract that every stage signs. A silo's contribution is replaced by nothing: its own norm is at most the bound.
 
-CHAINS = {"uniform": chain(Weigh("uniform")), "capped": chain(Weigh("examples", 12.0)), "twice": chain(Weigh("uniform"))}
+CHAINS = {
+    "uniform": chain(Weigh("uniform")),
+    "capped": chain(Weigh("examples", 12.0)),
+    "twice": chain(Weigh("uniform")),
+}
 ATTACKS = {
     "huge": lambda u: Update(tree.scale(u.tensors, 1e6), u.weight),
     "zero": lambda u: Update(tree.scale(u.tensors, 0.0), u.weight),
@@ -205,7 +211,9 @@ def test_metric_sums_are_not_weighted():
     task = Task(0, "none", PARAMS, SILOS, 0)
     update = Update({("metric", "loss"): np.array([2.0]), ("delta", "w"): np.ones(2)}, weight=3.0)
     encoded = Weigh().encode(update, task).tensors
-    assert encoded["metric", "loss"][0] == 2.0 and encoded["delta", "w"][0] == 3.0 and encoded["weight", "sum"][0] == 3.0
+    assert (
+        encoded["metric", "loss"][0] == 2.0 and encoded["delta", "w"][0] == 3.0 and encoded["weight", "sum"][0] == 3.0
+    )
 
 
 def test_values_print_compare_hash_and_pickle():

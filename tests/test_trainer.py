@@ -51,7 +51,9 @@ def test_training_helps(fitted, hospitals):
 
 def test_labels_give_accuracy(tmp_path):
     data = {f"silo{i}": [{"text": r["text"], "label": r["domain"]} for r in rows(30, seed=i)] for i in range(2)}
-    trainer = foedus.FederatedTrainer("tiny:bert", task="sequence-classification", **(SMALL | {"rounds": 6, "local_steps": 8}))
+    trainer = foedus.FederatedTrainer(
+        "tiny:bert", task="sequence-classification", **(SMALL | {"rounds": 6, "local_steps": 8})
+    )
     results = trainer.fit(data, progress=False).evaluate(data["silo0"])
     assert results["accuracy"] > 1 / len(WORDS) + 0.2
 

@@ -36,7 +36,13 @@ def test_equal_content_gives_equal_bytes_whatever_the_order():
 def test_a_task_survives_the_wire():
     task = Task(4, "abc", {"w": np.ones(3, np.float32)}, ("a", "b"), 7, {"clip": 0.5}, {("control", "w"): np.zeros(3)})
     again = wire.unpack_task(wire.pack_task(task))
-    assert (again.round, again.model, again.cohort, again.seed, again.settings) == (4, "abc", ("a", "b"), 7, {"clip": 0.5})
+    assert (again.round, again.model, again.cohort, again.seed, again.settings) == (
+        4,
+        "abc",
+        ("a", "b"),
+        7,
+        {"clip": 0.5},
+    )
     np.testing.assert_array_equal(again.params["w"], task.params["w"])
     np.testing.assert_array_equal(again.extra["control", "w"], task.extra["control", "w"])
 

@@ -15,7 +15,7 @@ from .algorithms import ALGORITHMS
 from .data import Columns, Partition, Splits, SplitPlan, from_dataset, only, partition, read, split
 from .engines import InProcess
 from .data.readers import ROLES
-from .errors import DataError
+from .errors import DataError, ModelError
 from .lm.adapters import Full, LoRA, attach
 from .lm.bench import Bench
 from .lm.load import Base, load_base
@@ -75,6 +75,9 @@ def build(treaty: Treaty, data: Mapping[str, Any] | None = None, *, base: Base |
     splits = silo_splits(treaty, data)
     labels = _labels(splits) if treaty.model.task == "sequence-classification" else ()
     base = base or load_base(_model_name(treaty), treaty.model.task, labels=labels)
+    if base.labels != labels:
+        do = "Load the model with these labels, in this order, or relabel the data."
+        raise ModelError(f"a classifier of the data's labels {labels}", f"one of {base.labels}", do)
     attach(base, adapter(treaty), treaty.seed)
     objective = make_objective(treaty.model.task, treaty.model.max_length, labels)
     silos = {name: _encode(name, parts, objective, base) for name, parts in splits.items()}

@@ -1,15 +1,15 @@
 """What can go wrong, as one small tree. Every error says what was expected, what came, and what to do.
 
-    FoedusError
-    ├── TreatyError       a treaty that cannot be read, or contradicts itself
-    ├── DataError         a data source, a column, a partition or a split
-    ├── ModelError        a base model, an adapter, or the two together
-    ├── AssetError        something that `foedus fetch` could not bring or verify
-    ├── WireError         bytes that are not a message of ours
-    ├── GuaranteeError    a guarantee that would not hold; the run cannot be built
-    ├── SiloError         one silo could not do its part of a round; others go on
-    ├── CohortError       too few silos are left for the round to mean anything
-    └── RunError          a run's folder: missing, damaged, full, or somebody else's
+FoedusError
+├── TreatyError       a treaty that cannot be read, or contradicts itself
+├── DataError         a data source, a column, a partition or a split
+├── ModelError        a base model, an adapter, or the two together
+├── AssetError        something that `foedus fetch` could not bring or verify
+├── WireError         bytes that are not a message of ours
+├── GuaranteeError    a guarantee that would not hold; the run cannot be built
+├── SiloError         one silo could not do its part of a round; others go on
+├── CohortError       too few silos are left for the round to mean anything
+└── RunError          a run's folder: missing, damaged, full, or somebody else's
 """
 
 from __future__ import annotations

@@ -136,7 +136,9 @@ def _train(s: Session, phase: Phase, round: int | None) -> Iterator[Event]:
     restored = s.folder.restore(key, round)
     state = restored[0] if restored else loop.start(phase.federation, s.place.bench.start())
     phase.engine.memory.update(restored[1] if restored else {})
-    s.folder.keep_metrics([row for row in s.folder.metrics() if row["phase"] != phase.name or row["round"] <= state.round])
+    s.folder.keep_metrics(
+        [row for row in s.folder.metrics() if row["phase"] != phase.name or row["round"] <= state.round]
+    )
     yield Event("begin", phase.name, state.round, phase.federation.rounds)
     yield from _due(s, phase, state)
     began = time.perf_counter()
@@ -286,7 +288,9 @@ def _evaluation(s: Session, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     done = [row for row in rows if row["kind"] == "evaluation" and row["split"] == split]
     last = {row["phase"]: row for row in done}
     out = {phase: _figures_of(last[phase]) for phase in (BASE, POOLED, FEDERATED) if phase in last}
-    alone = {name: sums for phase, row in last.items() if phase.startswith("local:") for name, sums in row["sums"].items()}
+    alone = {
+        name: sums for phase, row in last.items() if phase.startswith("local:") for name, sums in row["sums"].items()
+    }
     if alone:
         by_silo = {silo: _flatten(nested) for silo, nested in alone.items()}
         out[LOCAL] = figures(by_silo, labelled=s.place.labelled)

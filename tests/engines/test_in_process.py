@@ -21,8 +21,6 @@ def ask(place, kind="train", split=""):
     return loop.ask(place.engine(), kind, task, split=split)
 
 
-
-
 def test_bytes_are_counted_on_the_payloads_that_were_sent(place):
     for report in ask(place):
         assert report.receipt.bytes_up == len(report.payload) > 0
@@ -49,7 +47,9 @@ def test_a_run_stops_when_too_few_silos_are_left(place):
     for name in ("law", "sport"):
         place.silos[name].splits["train"].inputs.values[...] = 10**6
     with pytest.raises(CohortError, match="law"):
-        loop.one_round(replace(place.federation, minimum=2), place.engine(), loop.start(place.federation, place.bench.start()))
+        loop.one_round(
+            replace(place.federation, minimum=2), place.engine(), loop.start(place.federation, place.bench.start())
+        )
 
 
 def test_a_task_for_another_model_is_refused_by_the_silo(place):

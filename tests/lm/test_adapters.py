@@ -149,6 +149,7 @@ def test_the_same_seed_gives_the_same_start_whatever_was_drawn_before():
     a = [name for name in starts[0] if "lora_A" in name]
     assert all(not np.array_equal(starts[0][name], starts[2][name]) for name in a)
     assert all(not x.any() for name, x in starts[0].items() if name not in a)
+    assert len({starts[0][name].tobytes() for name in a}) == len(a)
 
 
 def test_a_is_drawn_as_peft_draws_it():
@@ -311,6 +312,8 @@ def test_an_adapter_names_its_base_as_the_user_did_and_no_path_of_this_machine(s
     assert PeftConfig.from_pretrained(saved).base_model_name_or_path == "tiny:llama"
     text = "".join(path.read_text() for path in saved.glob("*.json"))
     assert str(Path.home()) not in text and str(saved.parent) not in text
+    targets = json.loads((saved / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets)  # PEFT keeps a set, whose order differs from process to process
     record = json.loads((saved / "foedus.json").read_text())
     assert record["base"]["digest"] == fresh().digest and record["adapter"]["rank"] == 4
 

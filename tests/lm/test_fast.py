@@ -1,4 +1,5 @@
-"""The hand-written step of the Llama family equals the model's own, and the head equals the cross-entropy of its logits."""
+"""The hand-written step of the Llama family equals the model's own, and the head equals the cross-entropy of its
+logits."""
 
 from __future__ import annotations
 
@@ -8,13 +9,14 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from test_bench import gradients_of, make_batch, make_bench, plain, scattered
 from torch.nn import functional as F
 
 from foedus.lm import fast, head
 from foedus.lm.adapters import LoRA
 from foedus.lm.bench import Bench
 from foedus.lm.objectives import make_objective
+
+from .test_bench import gradients_of, make_batch, make_bench, plain, scattered
 
 SMALL = {
     "vocab_size": 211, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -43,7 +45,9 @@ def bench_of(config, precision="fp32", **lora):
     options = {"r": 3, "lora_alpha": 7, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | lora
     model = get_peft_model(model, LoraConfig(**options)).eval()
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2)
-    return Bench(SimpleNamespace(model=model, tokenizer=tokenizer), make_objective("causal-lm", 64), precision=precision)
+    return Bench(
+        SimpleNamespace(model=model, tokenizer=tokenizer), make_objective("causal-lm", 64), precision=precision
+    )
 
 
 def compare(bench, batches):
@@ -106,10 +110,10 @@ def test_attention_over_long_rows_is_made_again_and_not_kept(monkeypatch):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda: bench_of(MODELS["llama"], target_modules=["q_proj", "embed_tokens"]),
+        lambda: bench_of(MODELS["qwen2"], target_modules=["q_proj", "embed_tokens"]),
         lambda: bench_of(MODELS["llama"], lora_dropout=0.1),
         lambda: bench_of(MODELS["llama"], use_dora=True),
-        lambda: bench_of(MODELS["llama"], lora_bias=True),
+        lambda: bench_of(MODELS["llama with biases"], lora_bias=True),
         lambda: bench_of(MODELS["llama"], modules_to_save=["norm"]),
         lambda: bench_of(transformers.MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=4)),
         lambda: bench_of(transformers.LlamaConfig(**SMALL, hidden_act="gelu")),

@@ -156,7 +156,9 @@ def test_a_changed_weight_or_a_changed_configuration_changes_the_digest(tmp_path
 def test_a_classifier_on_a_base_without_one_starts_from_the_same_head_everywhere(tmp_path):
     folder = str(save(tmp_path / "base"))
     torch.manual_seed(1)
+    state = torch.get_rng_state()
     one = load_base(folder, "sequence-classification", labels=LABELS)
+    assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(2)
     two = load_base(folder, "sequence-classification", labels=LABELS)
     assert one.fresh == ("score",) and one.labels == LABELS

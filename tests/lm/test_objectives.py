@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from foedus.errors import DataError, ModelError
 from foedus.lm.load import load_base
-from foedus.lm.objectives import IGNORE, Encoded, Objective, make_objective
+from foedus.lm.objectives import IGNORE, Encoded, Objective, concat, make_objective
 from foedus.lm.tiny import FAMILIES, tiny_tokenizer
 
 LABELS = ("no", "yes")
@@ -95,6 +95,7 @@ def test_with_a_target_column_only_the_answer_is_asked_for():
         assert found == [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         assert sum(encoded.bytes[row] for row in rows) == len(answer.encode())
     first = encoded.inputs[0]
+    assert (encoded.targets > 0).all() and (encoded.documents == 0).sum() == 1
     assert len(first) == 16 and first[0] == 1  # of a long question the end is kept, opened as a text is
     asked = tokenizer(TEXTS[0] + "\n", add_special_tokens=False)["input_ids"]
     assert list(first[1 : encoded.first[0]]) == asked[-(encoded.first[0] - 1) :]
@@ -271,3 +272,17 @@ def test_rows_longer_than_the_model_can_take_are_refused():
 def test_an_objective_out_of_range_is_refused(arguments, message):
     with pytest.raises(ModelError, match=message):
         make_objective(*arguments)
+
+
+# ---- several silos' rows as one ----
+
+
+def test_concatenated_rows_are_the_parts_in_order_and_documents_stay_apart():
+    _, a = encode("causal-lm", "llama")
+    _, b = encode("causal-lm", "llama", pa.table({"text": ["eight nine ten"], "domain": ["law"]}))
+    both = concat([a, b])
+    assert len(both) == len(a) + len(b) and both.tokens == a.tokens + b.tokens
+    assert [list(both.inputs[i]) for i in range(len(both))] == [
+        list(x.inputs[i]) for x in (a, b) for i in range(len(x))
+    ]
+    assert both.domains == a.domains + b.domains and both.documents[len(a)] == a.documents.max() + 1

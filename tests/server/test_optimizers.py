@@ -67,7 +67,9 @@ def test_adaptive_without_memory_and_with_a_huge_tau_is_sgd():
     np.testing.assert_allclose(params["w"], X["w"] + sum(d["w"] for d in DELTAS), atol=1e-6 * v_share)
 
 
-@pytest.mark.parametrize("optimizer", [Sgd(1.0), Sgd(1.0, 0.9), Adaptive("adam"), Adaptive("yogi"), Adaptive("adagrad")])
+@pytest.mark.parametrize(
+    "optimizer", [Sgd(1.0), Sgd(1.0, 0.9), Adaptive("adam"), Adaptive("yogi"), Adaptive("adagrad")]
+)
 def test_steps_keep_the_dtype_and_leave_their_arguments_alone(optimizer):
     params = {"w": np.ones(3, np.float32)}
     delta = {"w": np.full(3, 0.25)}

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from foedus.silo.shard import Shard, Silo, concat, pool
+from foedus.silo.shard import Shard, Silo, pool
 
 
 def silo(name: str, size: int) -> Silo:
@@ -43,11 +43,16 @@ def encoded(texts):
     import pyarrow as pa
 
     base = load_base("tiny:llama")
-    return make_objective("causal-lm", 16).encode(pa.table({"text": texts, "domain": ["d"] * len(texts)}), base.tokenizer)
+    return make_objective("causal-lm", 16).encode(
+        pa.table({"text": texts, "domain": ["d"] * len(texts)}), base.tokenizer
+    )
 
 
 def test_each_pooled_batch_is_the_silos_batches_together():
-    silos = [Silo(name, {"train": encoded([f"{name} {i} some words here" for i in range(n)])}) for name, n in (("a", 9), ("b", 5))]
+    silos = [
+        Silo(name, {"train": encoded([f"{name} {i} some words here" for i in range(n)])})
+        for name, n in (("a", 9), ("b", 5))
+    ]
     both = pool("pooled", silos)
     for round in range(3):
         for step in range(2):
@@ -55,14 +60,6 @@ def test_each_pooled_batch_is_the_silos_batches_together():
             expected = [s.splits["train"].inputs[r] for s in silos for r in s.rows(1, round, step, 3, 2, None)]
             assert [list(both.splits["train"].inputs[r]) for r in rows] == [list(x) for x in expected]
     assert both.examples == sum(s.examples for s in silos)
-
-
-def test_concat_keeps_every_row_and_tells_documents_apart():
-    a, b = encoded(["one two three", "four five six seven"]), encoded(["eight nine ten"])
-    both = concat([a, b])
-    assert len(both) == len(a) + len(b) and both.tokens == a.tokens + b.tokens
-    assert [list(both.inputs[i]) for i in range(len(both))] == [list(x.inputs[i]) for x in (a, b) for i in range(len(x))]
-    assert len(set(both.documents)) == 3
 
 
 def test_a_silo_reads_its_own_training_rows():

@@ -53,7 +53,9 @@ def by_hand(bench, silo, plan: LocalPlan, rounds: int = 1) -> dict[str, np.ndarr
     optimizer = cls(params.values(), lr=plan.lr, weight_decay=plan.weight_decay)
     for round in range(rounds):
         for step in range(plan.steps):
-            batch = bench.objective.collate(silo.splits["train"], silo.rows(7, round, step, plan.batch, plan.steps, None), 0)
+            batch = bench.objective.collate(
+                silo.splits["train"], silo.rows(7, round, step, plan.batch, plan.steps, None), 0
+            )
             sums, counts = bench.losses(params, [batch])
             optimizer.zero_grad()
             (sums[0] / counts[0]).backward()

@@ -1,7 +1,7 @@
 """FedAvg (McMahan et al. 2017, arXiv 1602.05629, algorithm 1); with another server optimizer it is FedOpt.
 
-    for every silo i:  w ← w_t;  for each local step:  w ← w − η ∇ℓ(w; b)
-    Δᵢ = w − w_t;      server:  w_{t+1} = w_t + Σ nᵢ Δᵢ / Σ nᵢ
+for every silo i:  w ← w_t;  for each local step:  w ← w − η ∇ℓ(w; b)
+Δᵢ = w − w_t;      server:  w_{t+1} = w_t + Σ nᵢ Δᵢ / Σ nᵢ
 """
 
 from __future__ import annotations

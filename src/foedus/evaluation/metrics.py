@@ -1,9 +1,9 @@
 """Perplexity, bits per byte and accuracy from sums that add.
 
-    micro       exp(Σ nll / Σ targets) over everything
-    macro       the mean over silos of each silo's own figure
-    by_domain   exp(Σ nll / Σ targets) over a domain, whichever silos hold it
-    by_silo     likewise over a silo
+micro       exp(Σ nll / Σ targets) over everything
+macro       the mean over silos of each silo's own figure
+by_domain   exp(Σ nll / Σ targets) over a domain, whichever silos hold it
+by_silo     likewise over a silo
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ class Ledger:
         A round that was redone after a crash must come out as it did before; if it did not, the ledger keeps both, and
         the new one says `"redone": true`.
         """
+
         def agrees(record: Record) -> bool:
             return record["kind"] == kind and all(record["body"].get(f) == body.get(f) for f in same)
 
@@ -84,7 +85,9 @@ def verify(path: Path) -> list[Record]:
             raise _broken(path, number, "a record in JSON with index, previous and hash", "something else") from None
         previous = records[-1]["hash"] if records else ORIGIN
         if links != (number - 1, previous):
-            raise _broken(path, number, f"record {number - 1} after {previous[:12]}", f"{links[0]} after {links[1]!s:.12}")
+            raise _broken(
+                path, number, f"record {number - 1} after {previous[:12]}", f"{links[0]} after {links[1]!s:.12}"
+            )
         if stated != digest(canonical(record)):
             raise _broken(path, number, f"the content that hashes to {stated[:12]}", "content that was changed")
         records.append({**record, "hash": stated})

@@ -1,11 +1,12 @@
 """The work bench: one frozen base model, and the trainable parameters of K silos at once. K = 1 is the ordinary case.
 
-A `Bench` never changes its model: parameters go in with every call, so a hundred silos share one base. What it computes is a
-sum of cross-entropies and the number of targets behind it, never a mean, so that batches and silos can be added.
+A `Bench` never changes its model: parameters go in with every call, so a hundred silos share one base. What it
+computes is a sum of cross-entropies and the number of targets behind it, never a mean, so that batches and silos can
+be added.
 
-Two ways through the model give the same numbers within rounding: `fast.py`, for models of the Llama kind with LoRA, and the
-model's own code with `stacked.py` under its parameters, for everything else. Both end in `head.py` where the head is frozen.
-A bench is for one thread at a time.
+Two ways through the model give the same numbers within rounding: `fast.py`, for models of the Llama kind with LoRA,
+and the model's own code with `stacked.py` under its parameters, for everything else. Both end in `head.py` where the
+head is frozen. A bench is for one thread at a time.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ Batch = Mapping[str, Tensor]
 Leaves = Mapping[str, Tensor]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MOST_TOKENS = 4096
+CALL_COST = 2_300_000_000
+"""A layer's fixed cost, in products of a weight and a token that take as long; see `preferred_cohort`."""
 IGNORED = -100
 """The label of a position that is no target, as in transformers."""
 
@@ -41,10 +45,10 @@ IGNORED = -100
 class Bench:
     """Losses and scores of one frozen base under given trainable parameters.
 
-    `precision`: "fp32", "bf16", or "auto": bf16 where the processor multiplies it in hardware, else fp32. In bf16 the products
-    with frozen matrices and LoRA's run in bf16; parameters, norms, softmax and losses stay float32.
-    The model's parameters with `requires_grad` are the trainable ones, so build the bench after `attach`. LoRA's dropout, where
-    there is some, draws from torch's global generator in `losses`.
+    `precision`: "fp32", "bf16", or "auto": bf16 where the processor multiplies it in hardware, else fp32. In bf16 the
+    products with frozen matrices and LoRA's run in bf16; parameters, norms, softmax and losses stay float32. The
+    model's parameters with `requires_grad` are the trainable ones, so build the bench after `attach`. LoRA's dropout,
+    where there is some, draws from torch's global generator in `losses`.
     """
 
     def __init__(self, base: Base, objective: Objective, *, precision: str = "auto") -> None:
@@ -67,7 +71,8 @@ class Bench:
 
     @cached_property
     def stacks(self) -> bool:
-        """Whether `losses` takes several silos as one batch: every trainable parameter has a rule, and nothing is random."""
+        """Whether `losses` takes several silos as one batch: every trainable parameter has a rule, and nothing is
+        random."""
         return not self._dropouts and (self._fast is not None or self._has_rules())
 
     def start(self) -> dict[str, np.ndarray]:
@@ -82,8 +87,8 @@ class Bench:
     def losses(self, leaves: Leaves, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """(K,) sums of cross-entropy in nats, differentiable (once) in `leaves`, and (K,) numbers of targets (int64).
 
-        Batch k belongs to row k of every leaf. Batches may differ in rows and in length. Where `stacks` is false the silos go
-        one by one, with the same result.
+        Batch k belongs to row k of every leaf. Batches may differ in rows and in length. Where `stacks` is false the
+        silos go one by one, with the same result.
         """
         with self._training():
             if len(batches) == 1 or self.stacks:
@@ -123,12 +128,12 @@ class Bench:
                 outcome = self._fast.run(leaves, tokens, gradient=False, hits=hits)
                 return outcome.nll, outcome.hits
         if self._head is not None:
-            states, targets = self.objective.align(self._states(leaves, batch, silos), batch["labels"])
+            states, targets = self._aligned(self._states(leaves, batch, silos), batch["labels"])
             if hits:
                 nll, _, hit = head.forward(states, *self._head, targets, hits=True)
                 return nll, hit
             return head.cross_entropy(states, *self._head, targets), None
-        logits, targets = self.objective.align(self._call(leaves, batch, silos).logits, batch["labels"])
+        logits, targets = self._aligned(self._call(leaves, batch, silos).logits, batch["labels"])
         nll = F.cross_entropy(logits.float(), targets, reduction="none")
         return nll, logits.argmax(-1) == targets if hits else None
 
@@ -157,7 +162,8 @@ class Bench:
         return inputs
 
     def _prepare(self) -> None:
-        """Half-width copies of frozen matrices, and the frozen output head if the logits are what it says, as it says it."""
+        """Half-width copies of frozen matrices, and the frozen output head if the logits are what it says, as it says
+        it."""
         output = self._output()
         if self.precision == "bf16":
             skip = {id(p) for p in self._trainable.values()} | {id(m.weight) for m in _embeddings(self.model)}
@@ -177,7 +183,9 @@ class Bench:
         if self.objective.task == "sequence-classification":
             return None
         module = self._core.get_output_embeddings()
-        frozen = type(module) is nn.Linear and not any(id(p) in map(id, self._trainable.values()) for p in module.parameters())
+        frozen = type(module) is nn.Linear and not any(
+            id(p) in map(id, self._trainable.values()) for p in module.parameters()
+        )
         return module.weight if frozen else None
 
     @torch.no_grad()
@@ -191,7 +199,8 @@ class Bench:
 
     @torch.no_grad()
     def _has_rules(self) -> bool:
-        """Whether a few tokens of two silos pass: three rows of five tokens each, so that no two sizes agree by chance."""
+        """Whether a few tokens of two silos pass: three rows of five tokens each, so that no two sizes agree by
+        chance."""
         leaves = {name: torch.stack([p.detach(), p.detach()]) for name, p in self._trainable.items()}
         try:
             self._predict(leaves, self._probe(6, 5), 2)
@@ -246,7 +255,14 @@ class Bench:
         """For each of the p targets, the row it is in; (p,), ascending."""
         labels = batch["labels"]
         rows = torch.arange(len(labels), device=labels.device).view(-1, *[1] * labels.dim())
-        return self.objective.align(rows.expand(*labels.shape, 1), labels)[0].squeeze(-1)
+        return self._aligned(rows.expand(*labels.shape, 1), labels)[0].squeeze(-1)
+
+    def _aligned(self, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The objective's `align`, without the rows that only fill up a silo's block: a classifier has no such rows
+        itself."""
+        states, targets = self.objective.align(states, labels)
+        real = targets != IGNORED
+        return (states, targets) if bool(real.all()) else (states[real], targets[real])
 
     def _here(self, batch: Batch) -> Batch:
         return {name: x.to(self.device) for name, x in batch.items()}
@@ -264,12 +280,21 @@ class Bench:
 
 
 def preferred_cohort(bench: Bench, rows: int, tokens: int, silos: int) -> int:
-    """How many of `silos` to train at once, when a batch is `rows` rows of `tokens` positions; 1 … silos.
+    """How many of `silos` to train at once, 1 … `silos`, when a silo's batch is `rows` rows of `tokens` positions.
 
-    A rule and not a measurement at run time: the size of a cohort decides how sums are rounded, so a timing would make two
-    runs of one treaty differ.
+    A pass costs a fixed time for each layer, whatever it computes, and a time for each token; stacking divides the
+    first among the silos and leaves the second, until one batch falls out of the cache. Measured on two cores with
+    AVX-512 bf16: processor time per silo fell 5-fold from 1 to 64 silos of 64 tokens with two layers of width 64, and
+    was least at 4,096 tokens in all for every batch size; with SmolLM2-135M it fell 1.4-fold from 1 to 4 silos of 128
+    tokens, and no further above 512 tokens in all. Hence this rule. It reads no clock: the size of a cohort decides
+    how sums are rounded, so a timing would make two runs of one treaty differ.
     """
-    return silos
+    if not bench.stacks:
+        return 1
+    weights = sum(p.numel() for p in bench.model.parameters()) - sum(x.size for x in bench.start().values())
+    layers = max(1, getattr(bench.model.config, "num_hidden_layers", 1))
+    room = min(MOST_TOKENS, CALL_COST * layers // max(weights, 1))
+    return max(1, min(silos, room // (rows * tokens)))
 
 
 class _Reached(Exception):
@@ -293,8 +318,11 @@ def _multiplies_bf16(device: torch.device) -> bool:
     """Whether bf16 products run in hardware there. Emulated ones are slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    if device.type != "cpu":
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # PyTorch before 2.10
 
 
 def _drops(module: nn.Module) -> bool:

@@ -1,19 +1,23 @@
-"""One training step of a Llama-like model with LoRA, written out by hand: forward and backward in few passes over memory.
+"""One training step of a Llama-like model with LoRA, written out by hand: forward and backward in few passes over
+memory.
 
-Why not autograd: the base is frozen, so most of what autograd would keep and compute is thrown away; its fp32 casts, norms,
-rotary embedding and attention backward took more time than the matrix products. Here
-- frozen weights are held once in the compute dtype (bf16 where the processor has it), q|k|v and gate|up as one matrix each,
-  with the weight of the norm before them multiplied in, so that a norm is x · rsqrt(mean x²) and its output serves three uses;
-- LoRA's products ride on these: one for all A that share an input, one for their B (block-diagonal), K silos by `bmm`;
+Why not autograd: the base is frozen, so most of what autograd would keep and compute is thrown away; its fp32 casts,
+norms, rotary embedding and attention backward took more time than the matrix products. Here
+- frozen weights are held once in the compute dtype (bf16 where the processor has it), q|k|v and gate|up as one matrix
+  each, with the weight of the norm before them multiplied in, so that a norm is x · rsqrt(mean x²) and its output
+  serves three uses;
+- LoRA's products ride on these: one for all A that share an input, one for their B (block-diagonal), K silos by
+  `bmm`;
 - padding is skipped: only attention sees rows of equal length, all else a list of tokens;
-- attention is explicit products, the queries of one key head together: no copies of keys, and a cheap backward; outputs of
-  the query and key projections are reordered so that rotary pairs stand side by side and one complex product turns them;
-- losses are sums, so the gradient of silo k's leaves is known up to one factor when the loss is: it is computed at once, and
-  activations go back to one workspace that the next step reuses.
-The residual stream, norms, rotary embedding, attention scores, softmax and losses are fp32 whatever the compute dtype.
+- attention is explicit products, the queries of one key head together: no copies of keys, and a cheap backward;
+  outputs of the query and key projections are reordered so that rotary pairs stand side by side and one complex
+  product turns them;
+- losses are sums, so the gradient of silo k's leaves is known up to one factor when the loss is: it is computed at
+  once, and activations go back to one workspace that the next step reuses. The residual stream, norms, rotary
+  embedding, attention scores, softmax and losses are fp32 whatever the compute dtype.
 
-Letters: K silos, T tokens a silo, B rows of s positions, h heads, n key heads, d head dimension, R ranks that share an input.
-Read `Llama.run` first.
+Letters: K silos, T tokens a silo, B rows of s positions, h heads, n key heads, d head dimension, R ranks that share
+an input. Read `Llama.run` first.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ SCORES = 1 << 24
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapter of one linear layer: names of its leaves, its scale, and which outputs of the fused product it adds to.
+    """The adapter of one linear layer: names of its leaves, its scale, and which outputs of the fused product it adds
+    to.
 
     `order`: output i of that range is row order[i] of B; None when they are as they were.
     """
@@ -53,7 +58,8 @@ class Lora:
 
 @dataclass(frozen=True)
 class Product:
-    """Linear layers that share an input, as one. `weight`: (out, in), norm folded in; `fold`: that norm's weight (in,)."""
+    """Linear layers that share an input, as one. `weight`: (out, in), norm folded in; `fold`: that norm's weight
+    (in,)."""
 
     weight: Tensor
     bias: Tensor | None
@@ -71,7 +77,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What is computed: the tokens of K silos, T each, and where they are in (B, s). Indices are None where all is dense."""
+    """What is computed: the tokens of K silos, T each, and where they are in (B, s). Indices are None where all is
+    dense."""
 
     silos: int
     rows: int
@@ -114,8 +121,8 @@ def lay_out(ids: Tensor, mask: Tensor, where: Tensor, targets: Tensor, silos: in
 
 
 class Workspace:
-    """One block of memory that steps take from and give back whole. The system's allocator would return it each step and
-    fault every page in again: 4 % of a step."""
+    """One block of memory that steps take from and give back whole. The system's allocator would return it each step
+    and fault every page in again: 4 % of a step."""
 
     def __init__(self, device: torch.device) -> None:
         self.block = torch.empty(0, dtype=torch.uint8, device=device)
@@ -165,7 +172,11 @@ class Llama:
         first, second = layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach()
         return Layer(
             _product(
-                [attention.q_proj, attention.k_proj, attention.v_proj], first, names, dtype, turned=(True, True, False),
+                [attention.q_proj, attention.k_proj, attention.v_proj],
+                first,
+                names,
+                dtype,
+                turned=(True, True, False),
                 dim=self.dim,
             ),
             _product([attention.o_proj], None, names, dtype),
@@ -328,7 +339,8 @@ class Llama:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`nll`: (p,) float32. `hits`: (p,) bool or None. `gradients`: of the sum of `nll`, by leaf; {} unless asked for."""
+    """`nll`: (p,) float32. `hits`: (p,) bool or None. `gradients`: of the sum of `nll`, by leaf; {} unless asked
+    for."""
 
     nll: Tensor
     hits: Tensor | None
@@ -337,8 +349,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Turn:
-    """What attention does to positions. The keys' rotations, and the queries' with 1/√d in them: complex, (s, d / 2); the
-    causal mask of the queries of one key head: (group · s, s)."""
+    """What attention does to positions. The keys' rotations, and the queries' with 1/√d in them: complex, (s, d / 2);
+    the causal mask of the queries of one key head: (group · s, s)."""
 
     keys: Tensor
     queries: Tensor
@@ -346,7 +358,8 @@ class Turn:
 
 
 class _Adapter:
-    """K silos' LoRA of one fused product: all A as (K, R, in), all B as a block-diagonal (K, out, R), in the compute dtype."""
+    """K silos' LoRA of one fused product: all A as (K, R, in), all B as a block-diagonal (K, out, R), in the compute
+    dtype."""
 
     def __init__(self, product: Product, leaves: Mapping[str, Tensor], silos: int, dtype: torch.dtype) -> None:
         self.product, self.leaves, self.silos = product, leaves, silos
@@ -407,7 +420,8 @@ class _Adapter:
 
 
 class Losses(torch.autograd.Function):
-    """(K,) sums of the targets' losses as a function of the leaves, for autograd; gradients were made with the losses."""
+    """(K,) sums of the targets' losses as a function of the leaves, for autograd; gradients were made with the
+    losses."""
 
     @staticmethod
     def forward(ctx: Any, step: Llama, tokens: Tokens, owner: Tensor, names: Sequence[str], *leaves: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """From hidden states to cross-entropy without ever holding all the logits.
 
-A vocabulary of 49,152 makes the logits of 1,024 tokens 200 MB in fp32, and each pass over them costs as much as a layer.
-Here they exist for 4,096 words at a time, at target positions only, with a running maximum and sum as in flash attention
-(Milakov & Gimelshein 2018). The gradient of the states is made while the logits are in the cache: the head is frozen, so
-nothing else is needed of them later.
+A vocabulary of 49,152 makes the logits of 1,024 tokens 200 MB in fp32, and each pass over them costs as much as a
+layer. Here they exist for 4,096 words at a time, at target positions only, with a running maximum and sum as in flash
+attention (Milakov & Gimelshein 2018). The gradient of the states is made while the logits are in the cache: the head
+is frozen, so nothing else is needed of them later.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ def cross_entropy(states: Tensor, weight: Tensor, bias: Tensor | None, targets: 
 def forward(
     states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, gradient: bool = False, hits: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(nll, gradient, hits): (p,) float32; (p, d) d nll / d states in the dtype of `weight`; (p,) whether it is the arg max.
+    """(nll, gradient, hits): (p,) float32; (p, d) d nll / d states in the dtype of `weight`; (p,) whether it is the
+    arg max.
 
-    The last two are None unless asked for. Sums, maxima and losses are float32. Of equal logits the first is the arg max.
+    The last two are None unless asked for. Sums, maxima and losses are float32. Of equal logits the first is the arg
+    max.
     """
     states = states.to(weight.dtype)
     parts = [

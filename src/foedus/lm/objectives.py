@@ -164,6 +164,27 @@ def make_objective(task: str, max_length: int, labels: Sequence[str] = ()) -> Ob
     return Objective(task, max_length, tuple(labels) if classifies else ())
 
 
+def concat(parts: Sequence[Encoded]) -> Encoded:
+    """The rows of all parts, one part after another; they share a tokenizer."""
+
+    def ragged(name: str) -> Ragged:
+        pieces: list[Ragged] = [getattr(part, name) for part in parts]
+        lengths = np.concatenate([np.diff(piece.bounds) for piece in pieces])
+        return Ragged(np.concatenate([piece.values for piece in pieces]), np.concatenate([[0], np.cumsum(lengths)]))
+
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("first", "targets", "bytes")}
+    documents = np.concatenate([part.documents + offset for part, offset in zip(parts, _offsets(parts), strict=True)])
+    domains = tuple(domain for part in parts for domain in part.domains)
+    return Encoded(
+        ragged("inputs"), ragged("answers"), **arrays, documents=documents, domains=domains, words=parts[0].words
+    )
+
+
+def _offsets(parts: Sequence[Encoded]) -> list[int]:
+    ends = np.cumsum([int(part.documents.max(initial=-1)) + 1 for part in parts])
+    return [0, *map(int, ends[:-1])]
+
+
 # ---- encoding ----
 
 

@@ -1,9 +1,10 @@
 """Parameters that stand where a module expects one tensor: K silos' versions of it, or its half-width copy.
 
-A module is called as it is, through `torch.func.functional_call`; what changes is what its parameters do when a function
-takes them. `Stacked` holds (K, *shape) and says it is (*shape): a linear layer becomes K products over a batch in which silo
-k owns the k-th block of rows. `Half` holds bf16 and says it is float32: the product runs in bf16, and its weight gets no
-gradient. Each function below is one rule, tested against the plain module. What has no rule raises `NoRule`.
+A module is called as it is, through `torch.func.functional_call`; what changes is what its parameters do when a
+function takes them. `Stacked` holds (K, *shape) and says it is (*shape): a linear layer becomes K products over a
+batch in which silo k owns the k-th block of rows. `Half` holds bf16 and says it is float32: the product runs in bf16,
+and its weight gets no gradient. Each function below is one rule, tested against the plain module. What has no rule
+raises `NoRule`.
 """
 
 from __future__ import annotations
@@ -97,7 +98,12 @@ def _addmm(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _embedding(
-    ids: Tensor, weight: Stacked, padding_idx: int | None = None, max_norm: float | None = None, *rest: Any, **named: Any
+    ids: Tensor,
+    weight: Stacked,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *rest: Any,
+    **named: Any,
 ) -> Tensor:
     """One table of K · V rows. Ids that all rows share, such as positions, are looked up once a row."""
     if max_norm is not None or any(rest[1:]) or named.get("scale_grad_by_freq") or named.get("sparse"):
@@ -127,7 +133,9 @@ def _rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | 
 
 
 def _scale_shift(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    return _shift(y if weight is None else _mul(y, weight), bias)
+    if weight is not None:
+        y = _mul(y, weight) if isinstance(weight, Stacked) else y * weight
+    return _shift(y, bias)
 
 
 def _mul(x: Tensor, y: Tensor) -> Tensor:

@@ -172,7 +172,6 @@ def _convert(gguf: Path, folder: Path) -> None:
     with torch.device("meta"):
         plain = type(loaded)(config)
     plain.load_state_dict(loaded.state_dict(), assign=True)
-    plain.tie_weights()
     plain.generation_config = loaded.generation_config
     try:
         with quiet():

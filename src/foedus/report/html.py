@@ -233,18 +233,27 @@ def _validation(run: Run) -> dict[str, Any] | None:
             rounds.append(int(record.get("round", 0)))
             values.append(float(value))
     series = {phase: series[phase] for phase in PHASES if phase in series}
-    if not any(len(rounds) > 1 for rounds, _ in series.values()):
+    drawn = {phase: _from_base(phase, series) for phase in series}
+    if not any(len(rounds) > 1 for rounds, _ in drawn.values()):
         return None
     alt = "Perplexity on validation text over rounds. " + " ".join(
-        f"{TITLES[phase]}: from {figure(values[0])} to {figure(values[-1])}." for phase, (_, values) in series.items()
+        f"{TITLES[phase]}: from {figure(values[0])} to {figure(values[-1])}." for phase, (_, values) in drawn.items()
     )
     every = sorted({at for rounds, _ in series.values() for at in rounds})
     table = {phase: dict(zip(*points, strict=True)) for phase, points in series.items()}
     return {
-        "plot": picture("validation", alt, lambda narrow: plots.validation(series, narrow)),
+        "plot": picture("validation", alt, lambda narrow: plots.validation(drawn, narrow)),
         "phases": list(series),
         "rows": [{"round": at, "values": {phase: table[phase].get(at) for phase in series}} for at in every],
     }
+
+
+def _from_base(phase: str, series: Mapping[str, plots.Points]) -> plots.Points:
+    """A phase's points, beginning with the base model, which is what every phase starts from."""
+    (rounds, values), (at, start) = series[phase], series.get("base", ((), ()))
+    if phase == "base" or list(at[:1]) != [0] or rounds[0] == 0:
+        return rounds, values
+    return [0, *rounds], [start[0], *values]
 
 
 # Who holds what
@@ -408,7 +417,7 @@ def _facts(run: Run) -> list[tuple[str, list[tuple[str, str, bool]]]]:
             ("adapter SHA-256", adapter.get("sha256"), True),
             ("seed", seed, True),
         ]),
-        ("Sizes", [
+        ("Parameters", [
             ("base model", _parameters(model.get("parameters")), False),
             ("trained", _parameters(adapter.get("parameters")), False),
             ("adapter", adapter_text(adapter, {}), False),
@@ -421,11 +430,12 @@ def _facts(run: Run) -> list[tuple[str, list[tuple[str, str, bool]]]]:
 
 
 def _parameters(count: Any) -> str:
-    return f"{parameters_text(count)} parameters" if _finite(count) else ""
+    return parameters_text(count) if _finite(count) else ""
 
 
 def _spoken(name: str) -> str:
-    return {"cpu": "processor", "memory_gib": "memory (GiB)", "gflops_bf16": "bf16 (GFLOP/s)"}.get(name, name)
+    words = {"cpu": "processor", "memory_gib": "memory (GiB)", "gflops_bf16": "bf16 (GFLOP/s)"}
+    return words.get(name, name.replace("_", " "))
 
 
 def _plain(value: Any) -> str:

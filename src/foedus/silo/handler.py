@@ -53,9 +53,7 @@ class Handler:
         began = time.perf_counter()
         task = self._read(blob)
         with _as_silo_error():
-            sums = evaluate(
-                self.bench, task.params, silo.splits[split], seed=task.seed, limit=self.evaluation_rows
-            )
+            sums = evaluate(self.bench, task.params, silo.splits[split], seed=task.seed, limit=self.evaluation_rows)
         return self._report(silo, task, blob, Update(sums), time.perf_counter() - began, {})
 
     def _read(self, blob: bytes) -> Task:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..lm.objectives import Encoded, Ragged
+from ..lm.objectives import Encoded, concat
 from ..seeds import derive, generator
 
 
@@ -61,25 +61,6 @@ def pool(name: str, silos: Sequence[Silo]) -> Silo:
     offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     shards = tuple(Shard(s.name, int(o), n) for s, o, n in zip(silos, offsets, sizes, strict=True))
     return Silo(name, {"train": concat([silo.splits["train"] for silo in silos])}, shards)
-
-
-def concat(parts: Sequence[Encoded]) -> Encoded:
-    """The rows of all parts, one part after another; they share a tokenizer."""
-
-    def ragged(name: str) -> Ragged:
-        pieces: list[Ragged] = [getattr(part, name) for part in parts]
-        lengths = np.concatenate([np.diff(piece.bounds) for piece in pieces])
-        return Ragged(np.concatenate([piece.values for piece in pieces]), np.concatenate([[0], np.cumsum(lengths)]))
-
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("first", "targets", "bytes")}
-    documents = np.concatenate([part.documents + offset for part, offset in zip(parts, _offsets(parts), strict=True)])
-    domains = tuple(domain for part in parts for domain in part.domains)
-    return Encoded(ragged("inputs"), ragged("answers"), **arrays, documents=documents, domains=domains, words=parts[0].words)
-
-
-def _offsets(parts: Sequence[Encoded]) -> list[int]:
-    ends = np.cumsum([int(part.documents.max(initial=-1)) + 1 for part in parts])
-    return [0, *map(int, ends[:-1])]
 
 
 def _step(shard: Shard, seed: int, round: int, step: int, batch: int, steps: int | None, epochs: int | None):

@@ -121,9 +121,7 @@ def _optimizer(leaves, plan: LocalPlan, lr: float, memories: Sequence[Memory]) -
     if plan.optimizer == "adamw":
         optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=plan.weight_decay, fused=True)
     else:
-        optimizer = torch.optim.SGD(
-            params, lr=lr, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=True
-        )
+        optimizer = torch.optim.SGD(params, lr=lr, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=True)
     if plan.keep and all(memories):
         for name, x in leaves.items():
             parts = [key for key, parameter in memories[0] if parameter == name]

@@ -1,0 +1,19 @@
+"""Benchmarks against targets and peers: `python -m benchmarks` runs them all, `python -m benchmarks.NAME` one of them.
+
+    step         one LoRA training step, beside `transformers.Trainer` + PEFT
+    federation   what the federation itself costs, as a share of a run
+    memory       peak memory with many silos, against one
+    flower       client updates a second, beside Flower's simulation engine
+    overhead     what the engine costs a client, beside pfl-research and Flower
+
+A benchmark is a module with `rows()`, which gives the rows of the table; `table.py` says what a row is.
+"""
+
+import os
+
+# Before torch and Flower are imported, here and in every process that is started from here:
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a busy machine many times slower
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything that is measured is in the cache or made here
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
