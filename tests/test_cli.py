@@ -14,9 +14,8 @@ from .conftest import write_treaty
 
 
 def foedus(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from foedus.cli import main; sys.argv[0] = 'foedus'; main()"
     return subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=cwd,
+        [sys.executable, "-m", "foedus", *words], capture_output=True, text=True, cwd=cwd,
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "100"},
     )  # fmt: skip
 

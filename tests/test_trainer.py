@@ -81,7 +81,8 @@ def test_settings_reach_every_key_of_a_treaty(hospitals):
 
 
 @pytest.mark.parametrize("wrong", [
-    {"algorithm": "fedavgg"}, {"rounds": 0}, {"lr": -1.0}, {"settings": {"server.optimiser": "adam"}}, {"task": "causal"},
+    {"algorithm": "fedavgg"}, {"rounds": 0}, {"lr": -1.0}, {"settings": {"server.optimiser": "adam"}},
+    {"task": "causal"},
 ])  # fmt: skip
 def test_mistakes_are_explained_before_anything_runs(wrong):
     with pytest.raises(FoedusError, match="expected"):

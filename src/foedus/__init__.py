@@ -1,7 +1,7 @@
 """Foedus: federated fine-tuning of language models that organisations can actually trust.
 
-Three depths: carry out a treaty (`foedus run treaty.toml`), use the facade (`FederatedTrainer`), or compose the verbs by
-hand (`foedus.loop.run`). Names are loaded when they are first used, so that `import foedus` is quick.
+Three depths: carry out a treaty (`foedus run treaty.toml`), use the facade (`FederatedTrainer`), or compose the verbs
+by hand (`foedus.loop.run`). Names are loaded when they are first used, so that `import foedus` is quick.
 """
 
 from __future__ import annotations

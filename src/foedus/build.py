@@ -12,9 +12,9 @@ import pyarrow as pa
 import torch
 
 from .algorithms import ALGORITHMS
-from .data import Columns, Partition, Splits, SplitPlan, from_dataset, only, partition, read, split
-from .engines import InProcess
+from .data import Columns, Partition, SplitPlan, Splits, from_dataset, only, partition, read, split
 from .data.readers import ROLES
+from .engines import InProcess
 from .errors import DataError, ModelError
 from .lm.adapters import Full, LoRA, attach
 from .lm.bench import Bench
@@ -22,7 +22,8 @@ from .lm.load import Base, load_base
 from .lm.objectives import Objective, make_objective
 from .loop import Federation
 from .privacy.mechanisms import Unprotected
-from .server import Adaptive, FixedSize, Full as Everyone, Poisson, Sampler, ServerOptimizer, Sgd, WeightedMean
+from .server import Adaptive, FixedSize, Poisson, Sampler, ServerOptimizer, Sgd, WeightedMean
+from .server import Full as Everyone
 from .silo import Handler, LocalPlan, Silo
 from .stages import Weigh, chain
 from .treaty import Treaty

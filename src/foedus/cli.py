@@ -181,7 +181,7 @@ def _costs(cost: Any, rounds: int) -> list[str]:
         f"bytes of one silo in one round: {cost.bytes_down:,} down, {cost.bytes_up:,} up (exact)",
         f"bytes of the whole run: {cost.bytes_total / 1e6:,.1f} MB over {rounds} rounds",
         f"one local step takes {cost.step_seconds:.2f} s here; {cost.steps} of them a silo and round",
-        f"about {cost.seconds / 60:.1f} minutes on this machine, baselines and evaluations included (give or take a third)",
+        f"about {cost.seconds / 60:.1f} minutes on this machine, with baselines and evaluations (give or take a third)",
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import loop, wire
+from . import wire
 from .build import Workplace
 from .silo.train import train
 from .types import Task, Update

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from . import loop, report, wire
+from .assets import CATALOG
 from .build import Workplace, adapter
 from .data import holdings
 from .engines import InProcess
@@ -74,7 +75,7 @@ def treaty_of(folder: RunFolder) -> Treaty:
 
 
 def execute(folder: RunFolder, place: Workplace, *, round: int | None = None) -> Iterator[Event]:
-    """Carries out the treaty of `place` in `folder`, from the last checkpoint (or that of `round`), and writes it all."""
+    """Carries out the treaty of `place` in `folder`, from the last checkpoint (or that of `round`)."""
     treaty = place.treaty
     with folder.lock():
         session = Session(treaty, folder, Ledger(folder.path / "ledger.jsonl"), place)
@@ -103,7 +104,7 @@ def _federated(s: Session) -> Phase:
 
 
 def _baselines(s: Session) -> Iterator[Phase]:
-    """Ordinary training with the same steps on the same tokens: an optimizer that keeps its state, and no federation."""
+    """Ordinary training with the same steps on the same tokens, by one optimizer that keeps its state."""
     wished = s.treaty.evaluation.baselines
     if "pooled" in wished:
         together = pool(POOLED, list(s.place.silos.values()))
@@ -134,24 +135,26 @@ def _train(s: Session, phase: Phase, round: int | None) -> Iterator[Event]:
     """All rounds of a phase that are still to do, and the evaluations that are due."""
     key = quote(phase.name, safe="")
     restored = s.folder.restore(key, round)
-    state = restored[0] if restored else loop.start(phase.federation, s.place.bench.start())
+    last = restored[0] if restored else loop.start(phase.federation, s.place.bench.start())
     phase.engine.memory.update(restored[1] if restored else {})
     s.folder.keep_metrics(
-        [row for row in s.folder.metrics() if row["phase"] != phase.name or row["round"] <= state.round]
+        [row for row in s.folder.metrics() if row["phase"] != phase.name or row["round"] <= last.round]
     )
-    yield Event("begin", phase.name, state.round, phase.federation.rounds)
-    yield from _due(s, phase, state)
-    began = time.perf_counter()
-    for state, release in loop.run(phase.federation, phase.engine, state):
-        row = _round_row(phase, state, release, time.perf_counter() - began)
+    yield Event("begin", phase.name, last.round, phase.federation.rounds)
+    yield from _due(s, phase, last)
+    began, kept = time.perf_counter(), 0.0
+    for state, release in loop.run(phase.federation, phase.engine, last):
+        row = _round_row(phase, state, release, time.perf_counter() - began, kept)
         s.folder.metric(row)
         if phase.name == FEDERATED:
             _record(s, state, release)
+        kept = -time.perf_counter()
         s.folder.checkpoint(key, state, phase.engine.memory)
+        kept += time.perf_counter()
         yield Event("round", phase.name, state.round, phase.federation.rounds, row)
         yield from _due(s, phase, state)
-        began = time.perf_counter()
-    yield from _final(s, phase, state)
+        began, last = time.perf_counter(), state
+    yield from _final(s, phase, last)
 
 
 def _due(s: Session, phase: Phase, state: State) -> Iterator[Event]:
@@ -226,7 +229,8 @@ def _record(s: Session, state: State, release: Release) -> None:
     s.ledger.once("round", body, same=("round",))
 
 
-def _round_row(phase: Phase, state: State, release: Release, seconds: float) -> dict[str, Any]:
+def _round_row(phase: Phase, state: State, release: Release, seconds: float, kept: float) -> dict[str, Any]:
+    """A round's line of metrics. `seconds`: of the whole round; `kept`: of the checkpoint before it."""
     came = [r for r in release.receipts if not r.failure]
     losses, targets = release.tensors.get(("metric", "loss")), release.tensors.get(("metric", "targets"))
     train = sum(r.seconds for r in came)
@@ -236,7 +240,7 @@ def _round_row(phase: Phase, state: State, release: Release, seconds: float) -> 
         "silos": {r.silo: {**r.disclosed, "bytes_up": r.bytes_up, "bytes_down": r.bytes_down, "seconds": r.seconds}
                   for r in came},
         "failures": {r.silo: r.failure for r in release.receipts if r.failure},
-        "seconds": {"train": train, "federation": max(0.0, seconds - train)},
+        "seconds": {"train": train, "federation": max(0.0, seconds - train), "checkpoint": kept},
     }  # fmt: skip
 
 
@@ -269,11 +273,17 @@ def summarise(s: Session, sha256: str) -> dict[str, Any]:
         "adapter": {"sha256": sha256, "kind": treaty.adapter.kind,
                     "rank": treaty.adapter.rank if treaty.adapter.kind == "lora" else None,
                     "parameters": sum(x.size for x in place.bench.start().values())},
-        "model": {"name": place.base.name, "digest": place.base.digest,
-                  "parameters": sum(p.numel() for p in place.base.model.parameters())},
+        "model": _model(place),
         "failures": [{"round": row["round"], "silo": silo, "why": why}
                      for row in rounds for silo, why in row["failures"].items()],
     }  # fmt: skip
+
+
+def _model(place: Workplace) -> dict[str, Any]:
+    facts = {"name": place.base.name, "digest": place.base.digest,
+             "parameters": sum(p.numel() for p in place.base.model.parameters())}  # fmt: skip
+    known = CATALOG.get(place.base.name)
+    return {**facts, "hub": known.hub, "licence": known.licence.split()[0].lower()} if known else facts
 
 
 def _holdings(place: Workplace) -> dict[str, Any]:
@@ -302,7 +312,7 @@ def _figures_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seconds(rows: Sequence[Mapping[str, Any]], load: float) -> dict[str, float]:
-    out = dict.fromkeys(("load", "train", "federation", "evaluate", "pooled", "local_only"), 0.0)
+    out = dict.fromkeys(("load", "train", "federation", "checkpoint", "evaluate", "pooled", "local_only"), 0.0)
     out["load"] = load
     for row in rows:
         phase = LOCAL if row["phase"].startswith("local:") else row["phase"]

@@ -1,7 +1,7 @@
 """What crosses the wire: canonical JSON, digests, and trees as safetensors with a small header.
 
-A message is one safetensors blob. Its tensors are named "0", "1", …; its metadata holds, as canonical JSON, the format's
-version, the keys in that order, and the facts that travel with them. Nothing that executes can be inside.
+A message is one safetensors blob. Its tensors are named "0", "1", …; its metadata holds, as canonical JSON, the
+version of the format, the keys in that order, and the facts that travel with them. Nothing that executes can be inside.
 """
 
 from __future__ import annotations

@@ -244,3 +244,5 @@ def test_large_layers_and_what_cannot_stack_go_one_by_one(monkeypatch):
     monkeypatch.setattr(bench.model, "parameters", lambda: [many])
     assert preferred_cohort(bench, rows=4, tokens=32, silos=100) == 3
     assert preferred_cohort(bench, rows=8, tokens=128, silos=100) == 1
+    monkeypatch.setattr(bench.model, "parameters", lambda: [many] * 8)
+    assert preferred_cohort(bench, rows=1, tokens=8, silos=100) == 1  # 40 million trained numbers a silo

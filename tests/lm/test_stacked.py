@@ -61,9 +61,8 @@ def agree(layer, leaves, x, tolerance=1e-5):
     torch.testing.assert_close(stacked, plain, rtol=tolerance, atol=tolerance)
     inputs = [*leaves.values(), *([x] if x.is_floating_point() else [])]
     out = torch.randn_like(plain)
-    for ours, theirs in zip(
-        torch.autograd.grad(stacked, inputs, out), torch.autograd.grad(plain, inputs, out), strict=True
-    ):
+    ours, theirs = torch.autograd.grad(stacked, inputs, out), torch.autograd.grad(plain, inputs, out)
+    for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 

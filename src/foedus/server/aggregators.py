@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import numpy as np
+
 from .. import tree
 from ..stages.weigh import WEIGHT
 from ..types import Key, Total, Tree
@@ -50,7 +52,7 @@ class WeightedMean:
         return {key: _share(key, x, weight) for key, x in released.items() if key != WEIGHT}
 
 
-def _share(key: Key, x, weight: float):
+def _share(key: Key, x: np.ndarray, weight: float) -> np.ndarray:
     if key[0] == "metric":
         return x
     return x / weight if weight > 0 else x * 0.0

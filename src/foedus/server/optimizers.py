@@ -79,11 +79,12 @@ class Adaptive:
         return moved, as_part("m", m) | as_part("v", v)
 
     def _second_moment(self, v: np.ndarray, squared: np.ndarray) -> np.ndarray:
-        if self.rule == "adagrad":
-            return v + squared
-        if self.rule == "adam":
-            return self.beta2 * v + (1 - self.beta2) * squared
-        return v - (1 - self.beta2) * squared * np.sign(v - squared)
+        moments = {
+            "adagrad": lambda: v + squared,
+            "adam": lambda: self.beta2 * v + (1 - self.beta2) * squared,
+            "yogi": lambda: v - (1 - self.beta2) * squared * np.sign(v - squared),
+        }
+        return np.asarray(moments[self.rule]())
 
 
 OPTIMIZERS: Mapping[str, str] = {

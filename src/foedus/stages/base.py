@@ -2,8 +2,8 @@
 
 A stage is a frozen dataclass of public numbers with pure methods. `encode` runs inside the silo on one update; `decode`
 runs at the server on the sum; `bound` says the most one silo can then move that sum, in L2, given the most it could
-before; `start` gives the public settings it begins with; `learn` makes the next round's settings from what was released,
-never from an update.
+before; `start` gives the public settings it begins with; `learn` makes the next round's settings from what was
+released, never from an update.
 """
 
 from __future__ import annotations

@@ -1,0 +1,5 @@
+"""`python -m foedus` is `foedus`."""
+
+from .cli import main
+
+main()
