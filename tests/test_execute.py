@@ -41,8 +41,11 @@ def run(finished, tmp_path) -> RunFolder:
 
 
 def test_the_folder_holds_what_its_docstring_says(run):
-    for name in ("treaty.toml", "metrics.jsonl", "ledger.jsonl", "checkpoints/index.json", "summary.json",
-                 "report.html", "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/README.md"):  # fmt: skip
+    files = (
+        "treaty.toml", "metrics.jsonl", "ledger.jsonl", "checkpoints/index.json", "summary.json", "report.html",
+        "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/README.md",
+    )  # fmt: skip
+    for name in files:
         assert (run.path / name).stat().st_size > 0, name
 
 

@@ -11,7 +11,7 @@ from ..types import Report
 
 @dataclass(frozen=True)
 class Ask:
-    """One question to one silo. `kind`: "train", or "evaluate" with the `split` to look at. `payload`: a packed task."""
+    """One question to one silo. `kind`: "train", or "evaluate" with a `split` to look at. `payload`: a packed task."""
 
     kind: str
     silo: str

@@ -79,12 +79,11 @@ class Adaptive:
         return moved, as_part("m", m) | as_part("v", v)
 
     def _second_moment(self, v: np.ndarray, squared: np.ndarray) -> np.ndarray:
-        moments = {
-            "adagrad": lambda: v + squared,
-            "adam": lambda: self.beta2 * v + (1 - self.beta2) * squared,
-            "yogi": lambda: v - (1 - self.beta2) * squared * np.sign(v - squared),
-        }
-        return np.asarray(moments[self.rule]())
+        if self.rule == "adagrad":
+            return np.add(v, squared)
+        if self.rule == "adam":
+            return np.add(self.beta2 * v, (1 - self.beta2) * squared)
+        return np.subtract(v, (1 - self.beta2) * squared * np.sign(v - squared))
 
 
 OPTIMIZERS: Mapping[str, str] = {
