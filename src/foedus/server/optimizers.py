@@ -79,11 +79,12 @@ class Adaptive:
         return moved, as_part("m", m) | as_part("v", v)
 
     def _second_moment(self, v: np.ndarray, squared: np.ndarray) -> np.ndarray:
+        new: np.ndarray = self.beta2 * v + (1 - self.beta2) * squared
         if self.rule == "adagrad":
-            return np.add(v, squared)
-        if self.rule == "adam":
-            return np.add(self.beta2 * v, (1 - self.beta2) * squared)
-        return np.subtract(v, (1 - self.beta2) * squared * np.sign(v - squared))
+            new = v + squared
+        elif self.rule == "yogi":
+            new = v - (1 - self.beta2) * squared * np.sign(v - squared)
+        return new
 
 
 OPTIMIZERS: Mapping[str, str] = {
