@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,12 +40,11 @@ class What(StrEnum):
 @app.command()
 def check(treaty: TreatyFile, as_json: AsJson = False) -> None:
     """Resolve a treaty: what leaves a silo, bytes and time, and the guarantee in words. Trains nothing."""
-    from .build import build
     from .estimate import estimate
     from .treaty import describe, load, statement
 
     resolved = load(treaty)
-    cost = estimate(build(resolved))
+    cost = estimate(_built(resolved))
     if as_json:
         _print_json({
             "treaty": resolved.tables(), "digest": resolved.digest(), "leaves": describe(resolved, cost.parameters),
@@ -70,13 +69,12 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Carry out a treaty in this process, into a new folder."""
-    from .build import build
     from .execute import begin
     from .governance import RunFolder
     from .treaty import load
 
     RunFolder.check_free(out_folder)
-    place = build(load(treaty))  # whatever is wrong with model or data shows before there is a folder
+    place = _built(load(treaty))  # whatever is wrong with model or data shows before there is a folder
     _carry_out(begin(place.treaty, out_folder), place, None, as_json)
 
 
@@ -87,12 +85,11 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run after a crash; it ends as it would have without one."""
-    from .build import build
     from .execute import treaty_of
     from .governance import RunFolder
 
     folder = RunFolder.open(run)
-    _carry_out(folder, build(treaty_of(folder)), round, as_json)
+    _carry_out(folder, _built(treaty_of(folder)), round, as_json)
 
 
 @app.command()
@@ -158,6 +155,17 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("Stopped. A run goes on with `foedus resume`.")
         raise SystemExit(130) from None
+
+
+def _built(treaty: Any) -> Any:
+    """The treaty's workplace; says what is going on, since a first time fetches and converts the model."""
+    words = "Loading the model and the data"
+    with err.status(f"{words} …") if err.is_terminal else nullcontext():
+        from .build import build
+
+        if not err.is_terminal:
+            err.print(f"{words}; the first time takes longer")
+        return build(treaty)
 
 
 def _carry_out(folder: Any, place: Any, round: int | None, as_json: bool) -> None:

@@ -6,7 +6,15 @@ import time
 from collections.abc import Iterable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from .execute import Event
 
@@ -30,14 +38,15 @@ def _live(events: Iterable[Event], console: Console) -> Iterator[Event]:
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        tasks = {}
+        tasks: dict[str, TaskID] = {}  # the silos that train alone take turns on one bar
         for event in events:
+            kind = event.phase.split(":")[0]
             if event.kind == "begin":
-                tasks[event.phase] = progress.add_task(
-                    _name(event.phase), total=event.rounds, completed=event.round, said=""
-                )
+                if kind in tasks:
+                    progress.remove_task(tasks[kind])
+                tasks[kind] = progress.add_task(_name(event.phase), total=event.rounds, completed=event.round, said="")
             elif event.kind == "round":
-                progress.update(tasks[event.phase], completed=event.round, said=_said(event))
+                progress.update(tasks[kind], completed=event.round, said=_said(event))
             elif event.kind == "evaluation":
                 progress.console.print(_evaluation(event), style="dim", highlight=False)
             yield event
