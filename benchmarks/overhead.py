@@ -106,7 +106,7 @@ def flower(size: int, clients: int, rounds: int) -> list[float]:
     from .peer_flower import simulate
 
     arrays = {f"layers.{i}.lora": np.zeros(shape, np.float32) for i, shape in enumerate(shapes_of(size))}
-    seconds = simulate("echo", arrays, clients, rounds + 1, {})["rounds"][1:]
+    seconds = simulate("echo", arrays, clients, rounds + 1, {})["rounds"]
     return [1e3 * s / clients for s in seconds]
 
 

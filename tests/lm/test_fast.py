@@ -125,16 +125,16 @@ def test_what_the_fast_step_does_not_cover_it_leaves_to_the_model(change):
     assert change()._fast is None
 
 
-def test_the_workspace_is_reused_and_grows_only_when_needed():
-    bench = bench_of(MODELS["llama"], "bf16")
-    params = scattered(bench, 1)
+def test_the_workspace_is_reused_and_grows_only_when_needed(monkeypatch):
+    monkeypatch.setattr(fast, "BLOCK", 1000)
+    bench = bench_of(MODELS["llama"])
     big, small = make_batch("causal-lm", 4, 16, 0), make_batch("causal-lm", 2, 6, 1)
-    for batch in (big, big):
-        bench.losses(bench.leaves(params), [batch])
-    block = bench._fast.space.block.data_ptr()
+    compare(bench, [big])
+    blocks = [block.data_ptr() for block in bench._fast.space.blocks]
     for batch in (small, big, small):
-        bench.losses(bench.leaves(params), [batch])
-    assert bench._fast.space.block.data_ptr() == block
+        compare(bench, [batch])
+    assert [block.data_ptr() for block in bench._fast.space.blocks] == blocks
+    assert len(blocks) > 3
 
 
 @pytest.mark.parametrize("words", [7, 50, 64, 4096])

@@ -22,6 +22,7 @@ an input. Read `Llama.run` first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,8 @@ KEPT = 256
 """Up to this many positions the attention probabilities are kept for the backward pass; beyond, they are made again."""
 SCORES = 1 << 24
 """How many attention scores are held at a time where they are not kept."""
+BLOCK = 1 << 25
+"""Bytes that the workspace grows by."""
 
 
 @dataclass(frozen=True)
@@ -121,29 +124,30 @@ def lay_out(ids: Tensor, mask: Tensor, where: Tensor, targets: Tensor, silos: in
 
 
 class Workspace:
-    """One block of memory that steps take from and give back whole. The system's allocator would return it each step
-    and fault every page in again: 4 % of a step."""
+    """Memory that a step takes and gives back whole, for what it keeps from its forward to its backward pass.
+
+    The system's allocator would return it after each step and fault every page in again: 4 % of a step.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.block = torch.empty(0, dtype=torch.uint8, device=device)
-        self.used = self.needed = 0
+        self.device = device
+        self.blocks: list[Tensor] = []
+        self.at = (0, 0)  # the block in use, and how many of its bytes are taken
 
-    def reset(self) -> None:
-        if self.needed > len(self.block):
-            self.block = torch.empty(0, dtype=torch.uint8, device=self.block.device)
-            self.block = torch.empty(self.needed, dtype=torch.uint8, device=self.block.device)
-        self.used = self.needed = 0
+    def reset(self, at: tuple[int, int] = (0, 0)) -> None:
+        """Give back everything, or what was taken since `at`."""
+        self.at = at
 
     def take(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor, valid until the next `reset`."""
-        count = dtype.itemsize
-        for n in shape:
-            count *= n
-        start, self.needed = self.used, self.needed + -(-count // 64) * 64
-        if start + count > len(self.block):
-            return torch.empty(shape, dtype=dtype, device=self.block.device)
-        self.used = self.needed
-        return self.block[start : start + count].view(dtype).view(shape)
+        """An uninitialised tensor, valid until it is given back."""
+        size = dtype.itemsize * math.prod(shape)
+        block, used = self.at
+        while block < len(self.blocks) and used + size > len(self.blocks[block]):
+            block, used = block + 1, 0
+        if block == len(self.blocks):
+            self.blocks.append(torch.empty(max(size, BLOCK), dtype=torch.uint8, device=self.device))
+        self.at = block, used + -(-size // 64) * 64
+        return self.blocks[block][used : used + size].view(dtype).view(shape)
 
 
 class Llama:
@@ -212,20 +216,21 @@ class Llama:
         self, layer: Layer, adapter: Sequence[_Adapter], x: Tensor, tokens: Tokens, turn: Turn, keep: bool
     ) -> tuple[Tensor, tuple]:
         """One decoder layer; `x` (K·T, width) float32 is overwritten with the result."""
-        mark = self.space.used, self.space.needed
+        mark = self.space.at
         x1, r1 = self._normal(x)
         qkv, t1 = self._apply(layer.qkv, adapter[0], x1)
         mixed, attention = self._attend(qkv, tokens, turn)
         y, t2 = self._apply(layer.o, adapter[1], mixed)
         x.add_(y)
         x2, r2 = self._normal(x)
-        gate_up, t3 = self._apply(layer.gate_up, adapter[2], x2)
+        room = self.space.take(len(x), len(layer.gate_up.weight), dtype=self.dtype)
+        gate_up, t3 = self._apply(layer.gate_up, adapter[2], x2, room)
         gate, up = gate_up.chunk(2, -1)
-        switch = F.silu(gate)
+        switch = torch.ops.aten.silu.out(gate, out=self.space.take(*gate.shape, dtype=self.dtype))
         y, t4 = self._apply(layer.down, adapter[3], switch * up)
         x.add_(y)
         if not keep:
-            self.space.used, self.space.needed = mark
+            self.space.reset(mark)
             return x, ()
         return x, (x1, r1, t1, attention, mixed, t2, x2, r2, t3, gate_up, switch, t4)
 
@@ -258,13 +263,14 @@ class Llama:
         inner = (g * y).sum(-1, keepdim=True, dtype=torch.float32).div_(-y.shape[-1])
         total.addcmul_(g.float().addcmul_(y, inner), r)
 
-    def _apply(self, product: Product, adapter: _Adapter, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x W' + (x A') B', and x A'."""
-        out = self.space.take(len(x), len(product.weight), dtype=self.dtype)
+    def _apply(
+        self, product: Product, adapter: _Adapter, x: Tensor, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x W' + (x A') B', in `out` if given, and x A'."""
         if product.bias is None:
-            torch.mm(x, product.weight.t(), out=out)
+            out = torch.mm(x, product.weight.t(), out=out)
         else:
-            torch.addmm(product.bias, x, product.weight.t(), out=out)
+            out = torch.addmm(product.bias, x, product.weight.t(), out=out)
         return out, adapter.add(out, x)
 
     def _pull(self, product: Product, adapter: _Adapter, g: Tensor, x: Tensor, t: Tensor | None) -> Tensor:
