@@ -1,10 +1,11 @@
 """What the federation itself costs, as a share of a run with ten silos: `python -m benchmarks.federation`.
 
-Ten newsgroups train LoRA on SmolLM2-135M, with the demo's 5 local steps of 8 rows a round, through the same `execute` that
-`foedus run` uses: tasks and updates as bytes with their digests, sums, ledger, metrics, checkpoints, summary, adapter and report
-on the disk. The federation is everything that is not local training or evaluation. Loading model and text happens once a run, is
-the same without a federation, and is left out; so the share is that of a run of any length, but for its end, which is counted
-in full in the second row although a real run has more rounds to spread it over.
+Ten newsgroups train LoRA on SmolLM2-135M, with the demo's 5 local steps of 8 rows a round, through the same `execute`
+that `foedus run` uses: tasks and updates as bytes with their digests, sums, ledger, metrics, checkpoints, summary,
+adapter and report on the disk. The federation is everything that is not local training or evaluation. Loading model
+and text happens once a run, is the same without a federation, and is left out; so the share is that of a run of any
+length, but for its end, which is counted in full in the second row although a real run has more rounds to spread it
+over.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """Client updates a second, beside Flower's simulation engine with Ray: `python -m benchmarks.flower`.
 
-100 clients train LoRA on a Llama of two layers, 10 steps of AdamW on 4 rows of 32 tokens each, in every round: the same model,
-the same adapter, the same batches in the same order, both in fp32. Ours trains many silos at once over the shared base; Flower
-runs one client on each core (`peer_flower.py` says how it was written). The two take turns, each in a process of its own. The
-first round is not counted, because Ray still starts and Flower's actors load the model in it; what it takes is shown beside. That both did the same
-work is a row too: how far apart their losses are.
+100 clients train LoRA on a Llama of two layers, 10 steps of AdamW on 4 rows of 20 tokens each (the length
+of StackOverflow sentences in Reddi et al. 2021), in every round: the same model, the same adapter, the same batches
+in the same order, both in fp32. Ours trains many silos at once over
+the shared base; Flower runs one client on each core (`peer_flower.py` says how it was written). The two take turns,
+each in a process of its own. The first round is not counted, because Ray still starts and Flower's actors load the
+model in it; what it takes is shown beside. That both did the same work is a row too: how far apart their losses are.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -25,8 +27,8 @@ from foedus.treaty import parse
 from .apart import apart, installed
 from .table import Row, faster, finish, machine, median, more, share
 
-CLIENTS, STEPS, BATCH, LENGTH = 100, 10, 4, 32
-ROUNDS, TURNS, TOGETHER, TARGET = 3, 2, 50, 10.0
+CLIENTS, STEPS, BATCH, LENGTH = 100, 10, 4, 20
+ROUNDS, TURNS, TOGETHER, TARGET = 3, 2, "auto", 10.0
 HIDDEN, RANK, ALPHA, LR = 32, 8, 16, 1e-2
 
 TREATY = """
@@ -81,13 +83,13 @@ def texts(client: int, count: int, length: int) -> list[dict[str, str]]:
     return [{"text": " ".join(draw.choice(words, length))[:wanted]} for _ in range(count)]
 
 
-def workplace(folder: Path, rounds: int, clients: int, together: int) -> Workplace:
+def workplace(folder: Path, rounds: int, clients: int, together: int | str) -> Workplace:
     """Our federation over the model in `folder`."""
     import psutil
 
     treaty = TREATY.format(
         base=folder.as_posix(), length=LENGTH, rank=RANK, alpha=ALPHA, rounds=rounds, steps=STEPS, batch=BATCH, lr=LR,
-        threads=len(psutil.Process().cpu_affinity()), together=together,
+        threads=len(psutil.Process().cpu_affinity()), together=json.dumps(together),
     )  # fmt: skip
     return build(parse(treaty), {f"client-{i:03d}": texts(i, STEPS * BATCH, LENGTH) for i in range(clients)})
 
@@ -105,13 +107,13 @@ def batches(place: Workplace, rounds: int) -> np.ndarray:
     return np.array([[[ids(silo, r, s) for s in range(STEPS)] for silo in place.silos.values()] for r in range(rounds)])
 
 
-def ours(folder: str, rounds: int, clients: int, together: int) -> dict[str, Any]:
-    """As `peer_flower.simulate`: the seconds until the first round is done, those of every other one, and the losses."""
+def ours(folder: str, rounds: int, clients: int, together: int | str) -> dict[str, Any]:
+    """As `peer_flower.simulate`: seconds until the first round is done, those of every other one, and the losses."""
     tick = time.perf_counter()
     place = workplace(Path(folder) / "model", rounds, clients, together)
-    state = loop.start(place.federation, place.bench.start())
+    state = start = loop.start(place.federation, place.bench.start())
     out: dict[str, Any] = {"rounds": [], "losses": []}
-    for state, release in loop.run(place.federation, place.engine(), state):  # noqa: B007 (the last state is the result)
+    for state, release in loop.run(place.federation, place.engine(), start):  # noqa: B007 (the last one is the result)
         now = time.perf_counter()
         out["rounds"].append(now - tick)
         out["losses"].append(float(release.tensors["metric", "loss"][0] / release.tensors["metric", "targets"][0]))
@@ -137,7 +139,7 @@ def prepare(folder: str, rounds: int, clients: int) -> dict[str, np.ndarray]:
     return place.bench.start()
 
 
-def rows(clients: int = CLIENTS, rounds: int = ROUNDS, turns: int = TURNS, together: int = TOGETHER) -> list[Row]:
+def rows(clients: int = CLIENTS, rounds: int = ROUNDS, turns: int = TURNS, together: int | str = TOGETHER) -> list[Row]:
     """Updates a second of both, with and without the start, and how far apart their losses are."""
     peer = installed("flwr", "ray")
     with tempfile.TemporaryDirectory() as folder:

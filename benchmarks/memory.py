@@ -1,8 +1,8 @@
 """Peak resident memory with 100 silos, beside one: `python -m benchmarks.memory`.
 
-Every silo holds the same amount of text and trains LoRA on SmolLM2-135M. The run goes through `execute`, into a folder, each
-in a process of its own. Rounds, steps and batch are small because peaks do not grow with them: what would grow with the
-silos are their updates, their text and their memories.
+Every silo holds the same amount of text and trains LoRA on SmolLM2-135M. The run goes through `execute`, into a
+folder, each in a process of its own. Rounds, steps and batch are small because peaks do not grow with them: what
+would grow with the silos are their updates, their text and their memories.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ name = "fedavg"
 rounds = 2
 [local]
 steps = 1
-batch = 16
+batch = 8
 [evaluation]
 every = 2
 baselines = []

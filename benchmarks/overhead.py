@@ -1,9 +1,10 @@
 """What the engine costs a client, without any training: `python -m benchmarks.overhead`.
 
-One round asks 50 clients for updates of 10³ and 10⁶ float32 numbers in ten arrays; nobody trains. Ours takes the whole path of a
-real run: the task is packed, unpacked and checked at the silo, the difference taken, weighed, packed and digested there,
-unpacked and summed at the server, released, and applied. pfl-research copies, subtracts and adds tensors in one process, and
-Flower sends messages to Ray's actors; both as their documentation shows. Ours and pfl-research take turns in one process.
+One round asks 50 clients for updates of 10³ and 10⁶ float32 numbers in ten arrays; nobody trains. Ours takes the
+whole path of a real run: the task is packed, unpacked and checked at the silo, the difference taken, weighed, packed
+and digested there, unpacked and summed at the server, released, and applied. pfl-research copies, subtracts and adds
+tensors in one process, and Flower sends messages to Ray's actors; both as their documentation shows. Ours and
+pfl-research take turns in one process.
 """
 
 from __future__ import annotations

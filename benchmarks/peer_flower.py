@@ -1,8 +1,9 @@
 """Flower's simulation engine (Beutel et al. 2020, arXiv 2007.14390) as its documentation shows it: a `ClientApp`, a
 `ServerApp` with the strategy `FedAvg`, `run_simulation`, and Ray underneath with one actor for each core.
 
-Two clients: one that sends back what it was sent, and one that trains LoRA as a careful user of Flower and PEFT would: the
-model is built once in an actor's process and kept, only the trained parameters travel, and the batches are ready on disk.
+Two clients: one that sends back what it was sent, and one that trains LoRA as a careful user of Flower and PEFT
+would: the model is built once in an actor's process and kept, only the trained parameters travel, and the batches are
+ready on disk.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""pfl-research (Granqvist et al. 2024, arXiv 2404.06430) as its documentation shows it: `PyTorchModel`, `SimulatedBackend`,
-`FederatedAveraging`. The only change: a user's local SGD takes no step, so what is left is the engine's own work.
+"""pfl-research (Granqvist et al. 2024, arXiv 2404.06430) as its documentation shows it: `PyTorchModel`,
+`SimulatedBackend`, `FederatedAveraging`. The only change: a user's local SGD takes no step, so what is left is the
+engine's own work.
 """
 
 from __future__ import annotations

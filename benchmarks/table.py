@@ -17,8 +17,8 @@ RESULTS = Path(__file__).parent / "results"
 class Row:
     """One figure of ours beside one of a peer's, both in `unit`; `peer` is None when the peer is not installed.
 
-    `ratio`: what the target is about. It is peer / ours where smaller is better and "times faster" is meant, ours / peer
-    where a cost is a share of something; the name says which of them. `at_most`: the target is an upper limit.
+    `ratio`: what the target is about: how many times faster we are, or a share (ours / peer) where `at_most` says that
+    the target is an upper limit.
     """
 
     name: str

@@ -179,8 +179,8 @@ def test_the_resolved_treaty_says_every_key_that_applies_and_no_other(least):
     tables = tomllib.loads(least.resolved())
     assert list(tables) == list(SECTIONS)
     assert tables["local"] == {
-        "steps": 2, "batch": 8, "optimizer": "adamw", "lr": 0.001, "weight_decay": 0.0, "schedule": "constant",
-        "warmup": 0,
+        "steps": 2, "batch": 8, "optimizer": "adamw", "lr": 0.001, "weight_decay": 0.0,
+        "keep_optimizer": False, "schedule": "constant", "warmup": 0,
     }  # fmt: skip
     assert tables["server"] == {"optimizer": "sgd", "lr": 1.0, "weighting": "examples"}
     assert tables["algorithm"] == {"name": "fedavg", "rounds": 5}
@@ -201,7 +201,7 @@ def test_any_sign_in_a_text_survives_the_resolved_treaty(least):
 
 
 def test_the_digest_is_known_and_does_not_drift(least):
-    assert least.digest() == "8873ae780b490e4bd3254359f751a0d76ecdc98eb52dd7b467f2cb093a25e96c"
+    assert least.digest() == ""
 
 
 def test_how_fast_a_run_goes_is_no_part_of_what_is_agreed(least):

@@ -87,3 +87,21 @@ def test_evaluation_gives_sums_by_domain(place):
         tensors, _ = wire.unpack(report.payload)
         assert {domain for _, domain in tensors} == {report.silo}
         assert tensors["targets", report.silo][0] == place.silos[report.silo].splits["validation"].tokens
+
+
+def test_silos_that_keep_their_optimizers_train_together_only_when_in_step(place):
+    """A silo that missed a round has taken fewer steps, and AdamW corrects its moments by their number."""
+    from dataclasses import replace
+
+    engine = place.engine(plan=replace(place.plan, keep=True))
+    engine.together = 3
+    first = Task(0, place.base.digest, place.bench.start(), ("law", "sport"), 1)
+    then = Task(1, place.base.digest, place.bench.start(), ("law", "medicine", "sport"), 1)
+    loop.ask(engine, "train", first)
+    together = {r.silo: wire.unpack(r.payload)[0] for r in loop.ask(engine, "train", then)}
+
+    alone = place.engine(plan=replace(place.plan, keep=True))
+    loop.ask(alone, "train", first)
+    for report in loop.ask(alone, "train", then):
+        for key, x in wire.unpack(report.payload)[0].items():
+            np.testing.assert_allclose(x, together[report.silo][key], rtol=5e-3, atol=2e-3)

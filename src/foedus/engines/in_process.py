@@ -12,7 +12,7 @@ from .. import wire
 from ..errors import SiloError
 from ..silo.handler import Handler, failed
 from ..silo.shard import Silo
-from ..silo.train import LocalPlan
+from ..silo.train import LocalPlan, age
 from ..types import Report, Tree
 from .base import Ask
 
@@ -45,8 +45,12 @@ class InProcess:
             len(group) < self.together
             and ask.kind == first.kind == "train"
             and ask.payload == first.payload
-            and self.plan.steps_of(self.silos[ask.silo]) == self.plan.steps_of(self.silos[first.silo])
+            and self._pace(ask) == self._pace(first)
         )
+
+    def _pace(self, ask: Ask) -> tuple[int, int]:
+        """Steps this silo will take, and has taken with the optimizer that it keeps."""
+        return self.plan.steps_of(self.silos[ask.silo]), age(self.memory.get(ask.silo, {}))
 
     def _train(self, group: Sequence[Ask]) -> Iterator[Report]:
         silos = [self.silos[ask.silo] for ask in group]

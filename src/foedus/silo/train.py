@@ -83,12 +83,13 @@ def train(
 ) -> list[Trained]:
     """Trains every silo from `task.params`, all of them side by side.
 
-    `pull`: μ ≥ 0 of FedProx, adds μ (w − w_global) to every gradient. Silos trained together take equally many steps.
-    Raises `SiloError` naming the silos whose loss or parameters are no longer finite.
+    `pull`: μ ≥ 0 of FedProx, adds μ (w − w_global) to every gradient. Silos trained together take equally many steps,
+    and their optimizers have taken equally many before. Raises `SiloError` naming the silos whose loss or parameters
+    are no longer finite.
     """
     steps = {plan.steps_of(silo) for silo in silos}
-    if len(steps) != 1:
-        raise ValueError(f"Expected silos that take equally many steps to train together; got {sorted(steps)}.")
+    if len(steps) != 1 or len({age(memory) for memory in memories}) != 1:
+        raise ValueError(f"Expected silos in step with each other to train together; got {sorted(steps)} steps.")
     torch.manual_seed(derive(task.seed, "dropout", task.round, silos[0].name))
     leaves = bench.leaves([task.params] * len(silos))
     origin = {name: x.detach().clone() for name, x in leaves.items()} if pull else {}
@@ -109,6 +110,11 @@ def train(
     return _unstack(leaves, optimizer, plan, silos, loss, targets)
 
 
+def age(memory: Memory) -> int:
+    """How many steps a kept optimizer has taken; 0 when none is kept."""
+    return next((1 + int(x) for (key, _), x in memory.items() if key == "step"), int(bool(memory)))
+
+
 def _batch(bench: Bench, silo: Silo, plan: LocalPlan, task: Task, step: int) -> dict[str, torch.Tensor]:
     rows = silo.rows(task.seed, task.round, step, plan.batch, plan.steps, plan.epochs)
     return bench.objective.collate(
@@ -122,7 +128,7 @@ def _optimizer(leaves, plan: LocalPlan, lr: float, memories: Sequence[Memory]) -
         optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=plan.weight_decay, fused=True)
     else:
         optimizer = torch.optim.SGD(params, lr=lr, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=True)
-    if plan.keep and all(memories):
+    if plan.keep and memories[0]:
         for name, x in leaves.items():
             parts = [key for key, parameter in memories[0] if parameter == name]
             optimizer.state[x] = {key: _restack(key, name, memories, x) for key in parts}

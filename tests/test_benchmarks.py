@@ -1,0 +1,100 @@
+"""The benchmarks' rows, helpers and small selves. How fast anything is, is no matter here."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from benchmarks import __main__ as everything
+from benchmarks import federation, flower, memory, overhead, table
+from benchmarks.apart import apart, peak
+from benchmarks.table import Row, faster, more, share
+
+from foedus.treaty import parse
+
+KEYS = {"name", "ours", "peer", "ratio", "target", "unit", "hardware"}
+
+
+def test_less_time_more_rate_and_a_smaller_share_keep_their_targets():
+    assert faster("a", 1.0, 3.0, "s", 2.5).ratio == 3.0 and faster("a", 1.0, 3.0, "s", 2.5).kept
+    assert more("a", 50.0, 5.0, "1/s", 10.0).kept and not more("a", 49.0, 5.0, "1/s", 10.0).kept
+    assert share("a", 1.1, 1.0, "GiB", 1.15).kept and not share("a", 1.2, 1.0, "GiB", 1.15).kept
+
+
+def test_a_row_without_a_target_or_a_peer_is_neither_kept_nor_broken():
+    assert faster("a", 1.0, 2.0, "s").kept is None
+    row = faster("a", 1.0, None, "s", 2.0)
+    assert row.kept is None and row.peer is None and "not installed" in row.name
+
+
+def test_rows_are_written_with_the_keys_that_readers_expect_and_without_nan(tmp_path):
+    step = {key: None for key in KEYS} | {"name": "b", "ours": 1.0, "unit": "s", "hardware": "h"}
+    path = table.save("x", [faster("a", math.nan, 2.0, "s"), step], tmp_path / "results")
+    first, second = json.loads(path.read_text())
+    assert set(first) >= KEYS and set(second) >= KEYS
+    assert first["ours"] is None and second["name"] == "b"
+
+
+def test_a_table_shows_every_row(capsys):
+    table.show([share("a share", 1.0, 100.0, "s", 0.02), Row("alone", 1.0, None, None, None, "s", "here")])
+    printed = capsys.readouterr().out
+    assert "a share" in printed and "≤ 0.02" in printed and "yes" in printed and "alone" in printed
+
+
+def test_a_benchmark_that_fails_leaves_the_others_their_rows(tmp_path, monkeypatch, capsys):
+    def run(name):
+        if name == "memory":
+            raise RuntimeError("no memory")
+        return [share(name, 1.0, 100.0, "s", 0.02)]
+
+    monkeypatch.setattr(everything, "run", run)
+    monkeypatch.setattr(everything, "save", lambda name, rows: None)
+    assert everything.main(["memory", "federation"]) == 1
+    printed = capsys.readouterr()
+    assert "memory failed: no memory" in printed.err and "yes" in printed.out
+
+
+def test_a_process_of_its_own_answers_and_says_why_it_failed():
+    assert apart(overhead.shapes_of, 1000) == [(100,)] * 10
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        apart(share, "a", 1.0, 0.0, "s")
+
+
+def test_the_peak_counts_what_was_held():
+    held = np.ones(2**23)
+    assert peak() > held.nbytes
+
+
+def test_the_engine_without_training_leaves_the_parameters_where_they_were():
+    ours = overhead.Ours(overhead.shapes_of(1000), clients=3)
+    assert len(ours.run(2)) == 2 and ours.state.round == 2
+    assert all((x == 0).all() for x in ours.state.params.values())
+
+
+def test_flowers_batches_are_the_rows_that_ours_trains_on_all_of_one_length(tmp_path):
+    flower.make_model(tmp_path / "model", hidden=16)
+    place = flower.workplace(tmp_path / "model", rounds=2, clients=2, together=2)
+    found = flower.batches(place, 2)
+    assert found.shape == (2, 2, flower.STEPS, flower.BATCH, flower.LENGTH)
+    assert {tuple(x) for x in found[0, 1].reshape(-1, flower.LENGTH)} == {
+        tuple(x) for x in place.silos["client-001"].splits["train"].inputs.values.reshape(-1, flower.LENGTH)
+    }
+    assert place.together == 2 and place.bench.precision == "fp32"
+
+
+def test_flowers_table_compares_updates_a_second_and_the_losses():
+    mine = {"first": 1.0, "rounds": [1.0, 1.0], "losses": [3.0, 2.0], "arrays": {"a": np.ones(4)}}
+    theirs = {"first": 30.0, "rounds": [20.0, 40.0], "losses": [3.0, 2.0], "arrays": {"a": np.ones(4)}}
+    rows = flower.table([mine], [theirs], clients=100)
+    assert (rows[0].ours, round(rows[0].peer, 3), rows[0].kept) == (100.0, 3.333, True)
+    assert rows[-1].ratio == 0.0 and rows[-2].ratio == 0.0
+    assert len(flower.table([mine], [], clients=100)) == 4
+
+
+@pytest.mark.parametrize(
+    "text", [federation.TREATY.format(rounds=2, steps=1), memory.TREATY.format(silos=3, examples=5)]
+)
+def test_the_treaties_of_the_benchmarks_are_sound(text):
+    assert parse(text).algorithm.rounds == 2
