@@ -165,8 +165,8 @@ def local_plan(treaty: Treaty) -> LocalPlan:
     x = treaty.local
     return LocalPlan(
         lr=x.lr, batch=x.batch, steps=x.steps, epochs=x.epochs, optimizer=x.optimizer, momentum=x.momentum,
-        weight_decay=x.weight_decay, max_grad_norm=x.max_grad_norm, schedule=x.schedule, warmup=x.warmup, keep=x.keep_optimizer,
-        rounds=treaty.algorithm.rounds,
+        weight_decay=x.weight_decay, max_grad_norm=x.max_grad_norm, schedule=x.schedule, warmup=x.warmup,
+        rounds=treaty.algorithm.rounds, keep=x.keep_optimizer,
     )  # fmt: skip
 
 

@@ -196,9 +196,7 @@ class Local(Section):
     lr: Positive = 1e-3
     momentum: Fraction = 0.0
     weight_decay: NotNegative = 0.0
-    keep_optimizer: bool = Field(
-        False, description="whether silos keep their optimizer's state between rounds; it never leaves them"
-    )
+    keep_optimizer: bool = Field(False, description="silos keep their optimizer's state between rounds, to themselves")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="of lr, over the rounds")
     warmup: Whole = Field(0, description="rounds in which lr grows to its full value")
     max_grad_norm: Positive | None = Field(
