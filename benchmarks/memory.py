@@ -40,7 +40,7 @@ name = "fedavg"
 rounds = 2
 [local]
 steps = 1
-batch = 8
+batch = 4
 [evaluation]
 every = 2
 baselines = []

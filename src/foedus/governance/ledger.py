@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Ledger:
             "kind": kind,
             "body": dict(body),
         }
-        record["hash"] = digest(canonical(record))
+        record["hash"] = _hash(record)
         with disk(self.path), self.path.open("ab") as file:
             file.write(canonical(record) + b"\n")
             file.flush()
@@ -79,23 +79,33 @@ def verify(path: Path) -> list[Record]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             record = json.loads(line)
-            stated = record.pop("hash")
-            links = (record["index"], record["previous"])
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise _broken(path, number, "a record in JSON with index, previous and hash", "something else") from None
-        previous = records[-1]["hash"] if records else ORIGIN
-        if links != (number - 1, previous):
-            raise _broken(
-                path, number, f"record {number - 1} after {previous[:12]}", f"{links[0]} after {links[1]!s:.12}"
-            )
-        if stated != digest(canonical(record)):
-            raise _broken(path, number, f"the content that hashes to {stated[:12]}", "content that was changed")
-        records.append({**record, "hash": stated})
+        except (ValueError, RecursionError):
+            record = None
+        why = misfit(record, records) if isinstance(record, dict) else "it is not a JSON object"
+        if why:
+            do = "Somebody or something changed the ledger: keep the folder as it is and find out who."
+            raise RunError("a record that fits the chain", why, do, where=f"{path.name}, line {number}")
+        records.append(record)
     return records
 
 
-def _broken(path: Path, line: int, expected: str, came: str) -> RunError:
-    return RunError(
-        expected, came, "Somebody or something changed the ledger: keep the folder as it is and find out who.",
-        where=f"{path.name}, line {line}",
-    )  # fmt: skip
+def misfit(record: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> str:
+    """Why a record does not continue the chain of those `before` it; "" when it does.
+
+    Record i has index i and names the hash of record i − 1 as `previous`, the first one 64 zeros; its hash is that of
+    the rest of it.
+    """
+    if record.get("index") != len(before):
+        return f"its index is {record.get('index')!r}"
+    if record.get("previous") != (before[-1]["hash"] if before else ORIGIN):
+        return "it does not name the hash of the record before it"
+    if record.get("hash") != _hash(record):
+        return "its hash is not that of its content"
+    return ""
+
+
+def _hash(record: Mapping[str, Any]) -> str:
+    try:
+        return digest(canonical({key: value for key, value in record.items() if key != "hash"}))
+    except ValueError:  # NaN, which no ledger of ours can hold
+        return ""

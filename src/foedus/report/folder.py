@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from ..governance.ledger import ORIGIN
-from ..wire import canonical, digest
+from ..governance.ledger import misfit
 
 FILES = ("summary.json", "metrics.jsonl", "ledger.jsonl", "treaty.toml")
 
@@ -83,34 +82,12 @@ def read_run(folder: Path) -> Run:
 
 
 def verify_chain(records: Iterable[Record]) -> Ledger:
-    """Recomputes every hash: SHA-256 of the canonical JSON of the record without its `hash`.
-
-    Record i must have index i and name the hash of record i − 1 as `previous`; the first names 64 zeros.
-    """
+    """The ledger, with the first record that does not continue the chain; see `governance/ledger.py`."""
     records = tuple(records)
-    previous: object = ORIGIN
     for index, record in enumerate(records):
-        if why := _misfit(record, index, previous):
+        if why := misfit(record, records[:index]):
             return Ledger(records, index, why)
-        previous = record["hash"]
     return Ledger(records)
-
-
-def _misfit(record: Record, index: int, previous: object) -> str:
-    if record.get("index") != index:
-        return f"its index is {record.get('index')!r}"
-    if record.get("previous") != previous:
-        return "it does not name the hash of the record before it"
-    if record.get("hash") != _rehash(record):
-        return "its hash is not that of its content"
-    return ""
-
-
-def _rehash(record: Record) -> str:
-    try:
-        return digest(canonical({key: value for key, value in record.items() if key != "hash"}))
-    except ValueError:  # NaN, which no ledger of ours can hold
-        return ""
 
 
 def _latest(records: Iterable[Record], *names: str) -> tuple[Record, ...]:
