@@ -26,7 +26,7 @@ from foedus.treaty import parse
 from .apart import apart
 from .table import Row, finish, share
 
-SILOS, ROUNDS, STEPS, TARGET = 10, 2, 5, 0.02
+SILOS, ROUNDS, STEPS, TARGET = 10, 1, 5, 0.02
 
 TREATY = """
 [treaty]

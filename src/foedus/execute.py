@@ -280,8 +280,8 @@ def summarise(s: Session, sha256: str) -> dict[str, Any]:
 
 
 def _model(place: Workplace) -> dict[str, Any]:
-    facts = {"name": place.base.name, "digest": place.base.digest,
-             "parameters": sum(p.numel() for p in place.base.model.parameters())}  # fmt: skip
+    base = [p.numel() for name, p in place.base.model.named_parameters() if "lora_" not in name]
+    facts = {"name": place.base.name, "digest": place.base.digest, "parameters": sum(base)}
     known = CATALOG.get(place.base.name)
     return {**facts, "hub": known.hub, "licence": known.licence.split()[0].lower()} if known else facts
 
