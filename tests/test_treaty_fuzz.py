@@ -61,6 +61,7 @@ GOOD = {
     "local.lr": positive,
     "local.momentum": fractions,
     "local.weight_decay": st.floats(0, 1e3),
+    "local.keep_optimizer": st.booleans(),
     "local.schedule": st.sampled_from(["constant", "linear", "cosine"]),
     "local.warmup": st.integers(0, 99),
     "local.max_grad_norm": positive,

@@ -16,6 +16,9 @@ for _name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "DISABLE_TELEMETRY"):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Waiting threads sleep: beside another busy process, spinning ones made a round 15 times slower (measured).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Matrix products leave a plan behind for every new number of tokens, 18 MB a step with SmolLM2; 1,024 by default.
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "64")
 
 _WHERE = {
     "types": ("Key", "Receipt", "Release", "Report", "State", "Task", "Total", "Tree", "Update"),

@@ -80,6 +80,7 @@ def build(treaty: Treaty, data: Mapping[str, Any] | None = None, *, base: Base |
         do = "Load the model with these labels, in this order, or relabel the data."
         raise ModelError(f"a classifier of the data's labels {labels}", f"one of {base.labels}", do)
     attach(base, adapter(treaty), treaty.seed)
+    base.model.to("cuda" if torch.cuda.is_available() else "cpu")
     objective = make_objective(treaty.model.task, treaty.model.max_length, labels)
     silos = {name: _encode(name, parts, objective, base) for name, parts in splits.items()}
     plan = local_plan(treaty)

@@ -183,7 +183,7 @@ def _evaluate(s: Session, phase: str, state: State, split: str, only: Sequence[s
         return
     began = time.perf_counter()
     task = Task(state.round, s.place.base.digest, state.params, silos, s.treaty.seed)
-    answers = loop.ask(s.place.engine(), "evaluate", task, split=split)
+    answers = list(loop.ask(s.place.engine(), "evaluate", task, split=split))
     by_silo = {r.silo: wire.unpack(r.payload)[0] for r in answers if not r.receipt.failure}
     row = {
         "kind": "evaluation", "phase": phase, "round": state.round, "split": split,

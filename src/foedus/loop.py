@@ -8,6 +8,7 @@ The server sees only the sum. Checkpoints, evaluation and logs are ordinary code
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ from .server.aggregators import Aggregator
 from .server.optimizers import ServerOptimizer
 from .server.samplers import Sampler
 from .stages.base import Chain
-from .types import Params, Receipt, Release, Report, State, Task
+from .types import Params, Receipt, Release, Report, State, Task, Tree
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,13 @@ def one_round(federation: Federation, engine: Engine, state: State) -> tuple[Sta
     f = federation
     cohort = _cohort(f, state.round)
     task = Task(state.round, f.model, state.params, cohort, f.seed, state.settings, state.extra)
-    reports = ask(engine, "train", task)
-    _enough(f, cohort, reports)
+    receipts: list[Receipt] = []
+    total = f.aggregator.combine(_updates(ask(engine, "train", task), receipts))
+    _enough(f, cohort, receipts)
 
-    updates = (wire.unpack(report.payload)[0] for report in reports if not report.receipt.failure)
-    total = f.aggregator.combine(updates)
     total = f.stages.decode(replace(total, bound=f.aggregator.bound(f.stages.bound(math.inf, task))), task)
     release, mechanism = f.mechanism.release(total, state.mechanism)
-    release = replace(release, receipts=tuple(report.receipt for report in reports))
+    release = replace(release, receipts=tuple(receipts))
 
     mean = f.aggregator.mean(release.tensors)
     params, optimizer = state.params, state.optimizer
@@ -102,11 +102,27 @@ def one_round(federation: Federation, engine: Engine, state: State) -> tuple[Sta
     ), release
 
 
-def ask(engine: Engine, kind: str, task: Task, *, split: str = "") -> list[Report]:
-    """Asks the task's whole cohort, and returns the reports in the order of the cohort, whatever order they came in."""
+def ask(engine: Engine, kind: str, task: Task, *, split: str = "") -> Iterator[Report]:
+    """Asks the task's whole cohort; yields the reports in the order of the cohort, each as soon as its turn has come.
+
+    Only what came before its turn is held, so that a round's memory does not grow with its cohort.
+    """
     blob = wire.pack_task(task)
-    answers = {report.silo: report for report in engine.ask([Ask(kind, silo, blob, split) for silo in task.cohort])}
-    return [answers.get(silo) or _silent(silo, task.round) for silo in task.cohort]
+    due, early = deque(task.cohort), dict[str, Report]()
+    for report in engine.ask([Ask(kind, silo, blob, split) for silo in task.cohort]):
+        early[report.silo] = report
+        while due and due[0] in early:
+            yield early.pop(due.popleft())
+    for silo in due:
+        yield early[silo] if silo in early else _silent(silo, task.round)
+
+
+def _updates(reports: Iterable[Report], receipts: list[Receipt]) -> Iterator[Tree]:
+    """The encoded updates, one after another; the receipts of all reports are added to `receipts` as they come."""
+    for report in reports:
+        receipts.append(report.receipt)
+        if not report.receipt.failure:
+            yield wire.unpack(report.payload)[0]
 
 
 def _cohort(federation: Federation, round: int) -> tuple[str, ...]:
@@ -119,8 +135,8 @@ def _silent(silo: str, round: int) -> Report:
     return Report(silo, round, b"", Receipt(silo, round, failure="did not answer"))
 
 
-def _enough(federation: Federation, cohort: Sequence[str], reports: Iterable[Report]) -> None:
-    failures = {report.silo: report.receipt.failure for report in reports if report.receipt.failure}
+def _enough(federation: Federation, cohort: Sequence[str], receipts: Iterable[Receipt]) -> None:
+    failures = {r.silo: r.failure for r in receipts if r.failure}
     came = len(cohort) - len(failures)
     if cohort and came < federation.minimum:
         why = "; ".join(f"{silo}: {failure}" for silo, failure in failures.items())

@@ -137,7 +137,7 @@ def _optimizer(leaves, plan: LocalPlan, lr: float, memories: Sequence[Memory]) -
 
 def _restack(key: str, name: str, memories: Sequence[Memory], like: torch.Tensor) -> torch.Tensor:
     if key == "step":
-        return torch.from_numpy(np.array(memories[0]["step", name]))
+        return torch.from_numpy(np.array(memories[0]["step", name])).to(like.device)
     return torch.from_numpy(np.stack([memory[key, name] for memory in memories])).to(like)
 
 
