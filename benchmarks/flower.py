@@ -1,8 +1,7 @@
 """Client updates a second, beside Flower's simulation engine with Ray: `python -m benchmarks.flower`.
 
-100 clients train LoRA on a Llama of two layers, 10 steps of AdamW on 4 rows of 20 tokens each (the length
-of StackOverflow sentences in Reddi et al. 2021), in every round: the same model, the same adapter, the same batches
-in the same order, both in fp32. Ours trains many silos at once over
+100 clients train LoRA on a Llama of two layers and width 32, 10 steps of AdamW on 4 rows of 32 tokens each, in every
+round: the same model, the same adapter, the same batches in the same order, both in fp32. Ours trains many silos at once over
 the shared base; Flower runs one client on each core (`peer_flower.py` says how it was written). The two take turns,
 each in a process of its own. The first round is not counted, because Ray still starts and Flower's actors load the
 model in it; what it takes is shown beside. That both did the same work is a row too: how far apart their losses are.
@@ -27,7 +26,7 @@ from foedus.treaty import parse
 from .apart import apart, installed
 from .table import Row, faster, finish, machine, median, more, share
 
-CLIENTS, STEPS, BATCH, LENGTH = 100, 10, 4, 20
+CLIENTS, STEPS, BATCH, LENGTH = 100, 10, 4, 32
 ROUNDS, TURNS, TOGETHER, TARGET = 3, 2, "auto", 10.0
 HIDDEN, RANK, ALPHA, LR = 32, 8, 16, 1e-2
 
