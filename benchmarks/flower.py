@@ -1,10 +1,11 @@
 """Client updates a second, beside Flower's simulation engine with Ray: `python -m benchmarks.flower`.
 
 100 clients train LoRA on a Llama of two layers and width 32, 10 steps of AdamW on 4 rows of 32 tokens each, in every
-round: the same model, the same adapter, the same batches in the same order, both in fp32. Ours trains many silos at once over
-the shared base; Flower runs one client on each core (`peer_flower.py` says how it was written). The two take turns,
-each in a process of its own. The first round is not counted, because Ray still starts and Flower's actors load the
-model in it; what it takes is shown beside. That both did the same work is a row too: how far apart their losses are.
+round: the same model, the same adapter, the same batches in the same order, both in fp32. Ours trains many silos at
+once over the shared base; Flower runs one client on each core (`peer_flower.py` says how it was written). The two take
+turns, each in a process of its own. The first round is not counted, because Ray still starts and Flower's actors load
+the model in it; what it takes is shown beside. That both did the same work is a row too: how far apart their losses
+are.
 """
 
 from __future__ import annotations

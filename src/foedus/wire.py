@@ -84,6 +84,10 @@ def _blob(arrays: Sequence[np.ndarray], header: str) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"foedus": header}}
     end = 0
     for i, x in enumerate(arrays):
+        if x.dtype.str not in DTYPES:
+            raise WireError(
+                f"numbers of a kind among {', '.join(DTYPES)}", f"{x.dtype}", "Convert them before packing."
+            )
         start, end = end, end + x.nbytes
         entries[str(i)] = {"dtype": DTYPES[x.dtype.str], "shape": x.shape, "data_offsets": (start, end)}
     head = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()

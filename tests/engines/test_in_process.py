@@ -105,3 +105,11 @@ def test_silos_that_keep_their_optimizers_train_together_only_when_in_step(place
     for report in loop.ask(alone, "train", then):
         for key, x in wire.unpack(report.payload)[0].items():
             np.testing.assert_allclose(x, together[report.silo][key], rtol=5e-3, atol=2e-3)
+
+
+def test_a_loss_that_is_not_disclosed_is_no_part_of_the_payload_either(treaty):
+    """A receipt without it would be no secret if the sums stood in the update, which the server can read."""
+    for disclosed in (True, False):
+        for report in ask(build(treaty.replace(**{"disclosure.loss": disclosed}))):
+            parts = {part for part, _ in wire.unpack(report.payload)[0]}
+            assert parts == {"delta", "weight"} | ({"metric"} if disclosed else set())
