@@ -35,6 +35,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --no-deps "pfl>=0.6,<0.7" multiprocess  # pfl asks for an older dp-accounting
 	$(BIN)/python -m benchmarks
 
 clean:

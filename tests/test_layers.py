@@ -14,7 +14,7 @@ ROOT = Path(foedus.__file__).parent
 LAYERS = [
     "errors types tree wire seeds",
     "assets data stages server privacy",
-    "lm silo algorithms evaluation",
+    "lm silo algorithms evaluation audit",
     "engines",
     "loop governance",
     "treaty build estimate",
@@ -62,7 +62,30 @@ def test_what_ships_to_a_silo_never_imports_the_server():
     for file in FILES:
         if room_of(file) in ("silo", "lm", "stages", "types", "algorithms"):
             for name, ours in imports(file):
-                assert not (ours and name in ("server", "loop", "report", "governance", "privacy", "engines")), file
+                assert not (ours and name in ("server", "loop", "report", "governance", "engines")), file
+
+
+def test_an_algorithm_cannot_touch_the_noise():
+    for file in (ROOT / "algorithms").glob("*.py"):
+        assert not {name for name, ours in imports(file) if ours} & {"privacy", "engines", "governance"}, file
+
+
+def test_only_the_accountant_imports_the_accounting_library():
+    for file in FILES:
+        libraries = {name.split(".")[0] for name, ours in imports(file) if not ours}
+        assert file.name == "accountant.py" or "dp_accounting" not in libraries, file
+
+
+def test_only_a_plan_makes_what_bears_on_a_guarantee():
+    made = {"PrivateSteps", "Clip", "Grid", "AddNoise", "Gaussian", "DiscreteGaussian", "Correlated", "Bare", "AtSilos",
+            "SecretPoisson", "ExpectedMean", "Parts", "Following"}  # fmt: skip
+    for file in FILES:
+        calls = {
+            node.func.id for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }  # fmt: skip
+        allowed = room_of(file) == "privacy" and file.name in ("plan.py", "steps.py")
+        assert allowed or not calls & made, f"{file.relative_to(ROOT)} makes {calls & made}"
 
 
 def test_an_algorithm_imports_no_sibling():
@@ -79,7 +102,7 @@ def test_only_build_and_what_stands_above_it_reads_a_treaty():
 
 
 def test_torch_stays_in_the_rooms_of_the_model():
-    allowed = {"lm", "silo", "build", "governance"}  # build sets threads, governance names the hardware
+    allowed = {"lm", "silo", "audit", "build", "governance"}  # build sets threads, governance names the hardware
     for file in FILES:
         if any(name.split(".")[0] == "torch" for name, ours in imports(file) if not ours):
             assert room_of(file) in allowed, f"{file.relative_to(ROOT)} imports torch"

@@ -560,20 +560,44 @@ def test_every_problem_is_a_treaty_error_of_its_own():
         assert all(type(problem).__mro__.index(TreatyError) and problem.do for problem in problems(text))
 
 
-@pytest.mark.parametrize("body", ["epsilon = 8", "", 'mechanism = "none"'])
-def test_a_treaty_that_asks_for_privacy_is_refused_and_told_that_there_is_none(body):
-    with pytest.raises(GuaranteeError) as caught:
-        parse(written() + f"\n[privacy]\n{body}", "my.toml")
-    error = caught.value
-    assert error.where == "my.toml: [privacy]"
-    assert "this version gives no guarantee" in error.expected
-    assert "a [privacy] section" in error.came
-    assert "only train among parties who may see what an update reveals" in error.do
+PRIVATE = {"privacy__unit": '"example"', "privacy__epsilon": "8.0", "privacy__rate": "0.1"}
+SILO = {"privacy__unit": '"silo"', "privacy__epsilon": "8.0"}
+BAD_PRIVACY = {
+    "epsilon without a unit": (written(privacy__epsilon="8.0"), "epsilon only with [privacy] unit"),
+    "no measure": (written(privacy__unit='"silo"'), "exactly one of epsilon, noise_multiplier and noise_std"),
+    "two measures": (written(**PRIVATE, privacy__noise_std="1.0"), "exactly one of epsilon"),
+    "no clip and an epsilon": (written(**PRIVATE, privacy__max_norm='"none"'), "a clip, without which no noise"),
+    "no rate": (written(privacy__unit='"example"', privacy__epsilon="8.0"), "rate, which [privacy] unit"),
+    "epochs": (written(**PRIVATE, local__steps=None, local__epochs="1"), "a public number of steps"),
+    "a second clip": (written(**PRIVATE, local__max_grad_norm="1.0"), "one clip, that of [privacy]"),
+    "weights that are counts": (written(**PRIVATE, server__weighting='"examples"'), 'weighting = "uniform"'),
+    "bare losses": (written(**SILO, disclosure__loss="true"), "loss = false where whole silos"),
+    "authors without a column": (
+        written(**{**PRIVATE, "privacy__unit": '"author"'}), "author, which [privacy] unit = \"author\" needs"
+    ),
+    "groups without a size": (
+        written(**{**PRIVATE, "privacy__unit": '"author"'}, data__author='"who"', privacy__sampling='"examples"'),
+        "author_examples, the size of a group",
+    ),
+    "a hidden cohort of everybody": (written(**SILO, privacy__hide_cohort="true"), "independent coins"),
+    "a minimum of sampled silos": (
+        written(**SILO, cohort__sampling='"poisson"', cohort__rate="0.5", cohort__minimum="2"), "minimum = 1 with sampled"
+    ),
+    "a placement inside silos": (written(**PRIVATE, privacy__placement='"silo"'), "placement only with [privacy] unit"),
+    "a rate for whole silos": (written(**SILO, privacy__rate="0.1"), "rate only with [privacy] unit"),
+}  # fmt: skip
 
 
-def test_privacy_is_refused_whatever_else_is_wrong():
-    with pytest.raises(GuaranteeError):
-        from_dict({"privacy": 1, "local": 2})
+@pytest.mark.parametrize("name", BAD_PRIVACY)
+def test_a_privacy_section_that_would_not_hold_is_refused(name):
+    text, expected = BAD_PRIVACY[name]
+    assert any(expected in problem.expected for problem in problems(text)), [p.expected for p in problems(text)]
+
+
+def test_where_somebody_is_protected_silos_let_out_neither_losses_nor_counts_unless_the_treaty_says_so():
+    treaty = parse(written(**PRIVATE))
+    assert (treaty.disclosure.loss, treaty.disclosure.holdings, treaty.server.weighting) == (False, False, "uniform")
+    assert parse(written(**PRIVATE, disclosure__holdings="true")).disclosure.holdings
 
 
 def test_a_missing_file_names_the_nearest_treaty_beside_it(tmp_path):

@@ -85,6 +85,29 @@ GOOD = {
     "performance.threads": counts,
     "performance.precision": st.sampled_from(["auto", "fp32", "bf16"]),
     "performance.cohort_batch": st.just("auto") | counts,
+    "performance.microbatch": counts,
+    "privacy.unit": st.sampled_from(["none", "example", "author", "silo"]),
+    "privacy.epsilon": positive,
+    "privacy.delta": st.floats(1e-9, 0.5),
+    "privacy.noise_multiplier": positive,
+    "privacy.noise_std": positive,
+    "privacy.max_norm": positive,
+    "privacy.quantile": st.floats(0.1, 0.9),
+    "privacy.noise": st.sampled_from(["gaussian", "discrete-gaussian"]),
+    "privacy.noise_ratio": positive,
+    "privacy.bands": counts,
+    "privacy.randomness": st.sampled_from(["system", "simulated"]),
+    "privacy.rate": st.floats(1e-6, 1),
+    "privacy.rows": counts,
+    "privacy.author_examples": counts,
+    "privacy.sampling": st.just("units"),
+    "privacy.clipping": st.sampled_from(["whole", "layers", "factors"]),
+    "privacy.shares": st.lists(positive, max_size=3),
+    "privacy.placement": st.sampled_from(["server", "silo", "shared"]),
+    "privacy.hide_cohort": st.just(False),
+    "privacy.accept_noise": st.booleans(),
+    "privacy.public_text": lines,
+    "privacy.keep_modules": st.floats(1e-6, 1),
 }
 """Good values for every key but `format`, which has one; in ranges that keep them from contradicting one another."""
 
@@ -122,12 +145,34 @@ def settled(values: dict[str, object]) -> Treaty:
     gone += ["server.max_weight"] if values.get("server.weighting") == "uniform" else []
     gone += [] if sampling == "fixed" else ["cohort.size"]
     gone += [] if sampling == "poisson" else ["cohort.rate"]
+    gone += private(values)
     tables: dict[str, dict[str, object]] = {}
     for dotted, value in values.items():
         if dotted not in gone:
             section, _, key = dotted.partition(".")
             tables.setdefault(section, {})[key] = value
     return from_dict(tables)
+
+
+def private(values: dict[str, object]) -> list[str]:
+    """What a treaty must leave out for the unit that it protects; adds what that unit needs."""
+    unit = values.get("privacy.unit", "none")
+    local = ["privacy.rate", "privacy.rows", "privacy.clipping", "privacy.shares", "performance.microbatch"]
+    whole = [f"privacy.{key}" for key in ("noise", "placement", "hide_cohort", "accept_noise")]
+    author = ["privacy.author_examples", "privacy.sampling"]
+    every = [
+        key for key in values if key.startswith("privacy.") and key not in (*local, *whole, *author, "privacy.unit")
+    ]
+    if unit == "none":
+        return [*local, *whole, *author, *every]
+    measures = ("privacy.epsilon", "privacy.noise_multiplier", "privacy.noise_std")
+    given = [key for key in measures if key in values]
+    values |= {"server.weighting": "uniform"} | ({} if given else {"privacy.epsilon": 8.0})
+    gone = [*given[1:], "server.max_weight", "disclosure.loss"]
+    if unit == "silo":
+        return [*gone, *local, *author, "cohort.minimum"]
+    values |= {"privacy.rate": values.get("privacy.rate", 0.1), "local.steps": 2}
+    return [*gone, *whole, *(author if unit == "example" else []), "local.epochs", "local.max_grad_norm"]
 
 
 def spelled(x: object) -> str:

@@ -8,11 +8,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from .algorithms import ALGORITHMS
-from .data import Columns, Partition, SplitPlan, Splits, from_dataset, only, partition, read, split
+from .data import (
+    Columns,
+    Partition,
+    SplitPlan,
+    Splits,
+    bound_contributions,
+    from_dataset,
+    only,
+    partition,
+    read,
+    split,
+)  # fmt: skip
 from .data.readers import ROLES
 from .engines import InProcess
 from .errors import DataError, ModelError
@@ -20,13 +32,21 @@ from .lm.adapters import Full, LoRA, attach
 from .lm.bench import Bench
 from .lm.load import Base, load_base
 from .lm.objectives import Objective, make_objective
+from .lm.sensitivity import most_sensitive
 from .loop import Federation
 from .privacy.mechanisms import Unprotected
+from .privacy.noise import SimulatedSource, SystemSource
+from .privacy.plan import PrivacyPlan, Terms, make_plan
+from .seeds import derive
 from .server import Adaptive, FixedSize, Poisson, Sampler, ServerOptimizer, Sgd, WeightedMean
 from .server import Full as Everyone
-from .silo import Handler, LocalPlan, Silo
+from .silo import Handler, LocalPlan, Silo, Units
+from .silo.handler import Custody
 from .stages import Weigh, chain
 from .treaty import Treaty
+
+PUBLIC_EXAMPLES = 64
+"""How many public examples choose the modules to train."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +62,17 @@ class Workplace:
     plan: LocalPlan
     together: int
     seconds: float
+    privacy: PrivacyPlan | None = None
 
-    def engine(self, silos: Mapping[str, Silo] | None = None, plan: LocalPlan | None = None) -> InProcess:
+    def engine(
+        self, silos: Mapping[str, Silo] | None = None, plan: LocalPlan | None = None, custody: Custody | None = None
+    ) -> InProcess:
         """An engine for these silos (all of them) that train by this plan (the treaty's)."""
         plan = plan or self.plan
         algorithm = replace(self.federation.algorithm, local=plan)
         disclose = frozenset(name for name in ("loss", "holdings") if getattr(self.treaty.disclosure, name))
         rows = self.treaty.evaluation.max_windows
-        handler = Handler(self.bench, algorithm, self.federation.stages, self.base.digest, disclose, rows)
+        handler = Handler(self.bench, algorithm, self.federation.stages, self.base.digest, disclose, rows, custody)
         return InProcess(handler, silos or self.silos, plan, self.together)
 
     @property
@@ -79,16 +102,24 @@ def build(treaty: Treaty, data: Mapping[str, Any] | None = None, *, base: Base |
     if base.labels != labels:
         do = "Load the model with these labels, in this order, or relabel the data."
         raise ModelError(f"a classifier of the data's labels {labels}", f"one of {base.labels}", do)
-    attach(base, adapter(treaty), treaty.seed)
+    attach(base, _chosen(treaty, base) or adapter(treaty), treaty.seed)
     base.model.to("cuda" if torch.cuda.is_available() else "cpu")
     objective = make_objective(treaty.model.task, treaty.model.max_length, labels)
-    silos = {name: _encode(name, parts, objective, base) for name, parts in splits.items()}
-    plan = local_plan(treaty)
-    _check_sizes(silos, plan)
+    silos = {name: _encode(name, parts, objective, base, treaty) for name, parts in splits.items()}
     bench = Bench(base, objective, precision=treaty.performance.precision)
+    privacy = privacy_plan(treaty, len(silos))
+    plan = local_plan(treaty)
+    if privacy is not None:
+        numbers = {name: x.size for name, x in bench.start().items()}
+        privacy.check_silos(sum(numbers.values()), treaty.privacy.accept_noise)
+        plan = replace(plan, privacy=privacy.steps_at_silos(list(numbers)), rows=treaty.performance.microbatch)
+    if plan.privacy is not None:
+        bench.prove()
+    else:
+        _check_sizes(silos, plan)
     return Workplace(
         treaty=treaty,
-        federation=federation(treaty, tuple(silos), base.digest, plan),
+        federation=federation(treaty, tuple(silos), base.digest, plan, privacy),
         silos=silos,
         splits=splits,
         base=base,
@@ -96,24 +127,60 @@ def build(treaty: Treaty, data: Mapping[str, Any] | None = None, *, base: Base |
         plan=plan,
         together=_together(treaty, bench, plan, len(silos)),
         seconds=time.perf_counter() - began,
+        privacy=privacy,
     )
 
 
-def federation(treaty: Treaty, silos: tuple[str, ...], model: str, plan: LocalPlan) -> Federation:
-    """The rules of the loop, from a treaty."""
+def federation(
+    treaty: Treaty, silos: tuple[str, ...], model: str, plan: LocalPlan, privacy: PrivacyPlan | None = None
+) -> Federation:
+    """The rules of the loop, from a treaty; whatever bears on a guarantee comes from its plan."""
+    weigh = chain(Weigh(treaty.server.weighting, treaty.server.max_weight))
     return Federation(
         algorithm=_algorithm(treaty, plan),
-        stages=chain(Weigh(treaty.server.weighting, treaty.server.max_weight)),
-        aggregator=WeightedMean(),
-        mechanism=Unprotected(),
+        stages=chain(*privacy.stages()) if privacy else weigh,
+        aggregator=privacy.aggregator() if privacy else WeightedMean(),
+        mechanism=privacy.mechanism() if privacy else Unprotected(),
         server_optimizer=_server_optimizer(treaty),
-        sampler=_sampler(treaty, len(silos)),
+        sampler=(privacy and privacy.sampler()) or _sampler(treaty, len(silos)),
         silos=silos,
         model=model,
         rounds=treaty.algorithm.rounds,
         seed=treaty.seed,
         minimum=treaty.cohort.minimum,
     )
+
+
+def privacy_plan(treaty: Treaty, silos: int) -> PrivacyPlan | None:
+    """Whose presence is protected and by how much noise; None where nobody's is."""
+    terms = privacy_terms(treaty, silos)
+    if terms is None:
+        return None
+    simulated = treaty.privacy.randomness == "simulated"
+    return make_plan(terms, SimulatedSource(treaty.seed) if simulated else SystemSource())
+
+
+def privacy_terms(treaty: Treaty, silos: int) -> Terms | None:
+    """What a treaty asks for, in the numbers of a plan."""
+    p, cohort = treaty.privacy, treaty.cohort
+    if p.unit == "none":
+        return None
+    measure = {"epsilon": p.epsilon, "noise_multiplier": p.noise_multiplier, "noise_std": p.noise_std}
+    common: dict[str, Any] = {
+        **measure, "unit": p.unit, "delta": p.delta, "rounds": treaty.algorithm.rounds, "ratio": p.noise_ratio,
+        "max_norm": None if p.max_norm == "none" else p.max_norm, "quantile": p.quantile, "bands": p.bands,
+    }  # fmt: skip
+    if p.unit == "silo":
+        return Terms(
+            **common, silos=silos, rate=cohort.rate if p.hide_cohort and cohort.rate else 1.0, placement=p.placement,
+            expected=silos * cohort.rate if cohort.rate else float(cohort.size or silos),
+            minimum=cohort.minimum, discrete=p.noise == "discrete-gaussian",
+        )  # fmt: skip
+    assert treaty.local.steps is not None and p.rate is not None
+    return Terms(
+        **common, steps=treaty.local.steps, rate=p.rate, divisor=float(treaty.local.batch), rows=p.rows,
+        group=(p.author_examples or 1) if p.sampling == "examples" else 1, clipping=p.clipping, shares=p.shares,
+    )  # fmt: skip
 
 
 def silo_splits(treaty: Treaty, data: Mapping[str, Any] | None = None) -> dict[str, Splits]:
@@ -214,9 +281,37 @@ def _labels(splits: Mapping[str, Splits]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _encode(name: str, parts: Splits, objective: Objective, base: Base) -> Silo:
-    tables = {"train": parts.train, "validation": parts.validation, "test": parts.test}
-    return Silo(name, {which: objective.encode(table, base.tokenizer) for which, table in tables.items()})
+def _encode(name: str, parts: Splits, objective: Objective, base: Base, treaty: Treaty) -> Silo:
+    train = parts.train
+    if treaty.privacy.author_examples is not None:
+        train = bound_contributions(train, treaty.privacy.author_examples, treaty.seed)
+    tables = {"train": train, "validation": parts.validation, "test": parts.test}
+    splits = {which: objective.encode(table, base.tokenizer) for which, table in tables.items()}
+    units = _units(treaty, train, splits["train"].documents) if treaty.privacy.unit in ("example", "author") else None
+    return Silo(name, splits, units=units)
+
+
+def _units(treaty: Treaty, table: pa.Table, documents: np.ndarray) -> Units:
+    """Whom each training row belongs to: its document, or whoever wrote it."""
+    by_author = treaty.privacy.unit == "author" and treaty.privacy.sampling == "units"
+    names = [str(x) for x in table["author" if by_author else "text"].to_pylist()]
+    owner = np.unique(names, return_inverse=True)[1] if by_author else np.arange(len(names))
+    units, of = np.unique(owner[documents], return_inverse=True)
+    first = {int(unit): i for i, unit in reversed(list(enumerate(owner)))}
+    keys = [derive(treaty.seed, "unit", names[first[int(unit)]]) for unit in units]
+    return Units(of.astype(np.int64), np.array(keys, np.uint64))
+
+
+def _chosen(treaty: Treaty, base: Base) -> LoRA | None:
+    """The adapter on those modules to which public text is most sensitive, where the treaty asks for that."""
+    p, wished = treaty.privacy, adapter(treaty)
+    if p.unit == "none" or p.public_text is None:
+        return None
+    if not isinstance(wished, LoRA):
+        raise ModelError("a LoRA adapter, whose modules can be chosen", "full training", "Set [adapter] kind to lora.")
+    table = read(p.public_text, columns(treaty), base=treaty.folder or Path()).slice(0, PUBLIC_EXAMPLES)
+    objective = make_objective(treaty.model.task, treaty.model.max_length, base.labels)
+    return most_sensitive(base, wished, objective, objective.encode(table, base.tokenizer), p.keep_modules)
 
 
 def _check_sizes(silos: Mapping[str, Silo], plan: LocalPlan) -> None:

@@ -44,11 +44,12 @@ def check(treaty: TreatyFile, as_json: AsJson = False) -> None:
     from .treaty import describe, load, statement
 
     resolved = load(treaty)
-    cost = estimate(_built(resolved))
+    place = _built(resolved)
+    cost, guarantee = estimate(place), _guarantee(place)
     if as_json:
         _print_json({
             "treaty": resolved.tables(), "digest": resolved.digest(), "leaves": describe(resolved, cost.parameters),
-            "estimate": vars(cost), "statement": statement(resolved),
+            "estimate": vars(cost), "statement": statement(resolved, guarantee), "privacy": guarantee,
         })  # fmt: skip
         return
     out.print(resolved.resolved(), markup=False)
@@ -59,7 +60,7 @@ def check(treaty: TreatyFile, as_json: AsJson = False) -> None:
     for line in _costs(cost, resolved.algorithm.rounds):
         out.print(f"  • {line}", markup=False)
     out.print("\n[bold]Guarantee[/]")
-    out.print(statement(resolved), markup=False)
+    out.print(statement(resolved, guarantee), markup=False)
 
 
 @app.command()
@@ -166,6 +167,12 @@ def _built(treaty: Any) -> Any:
         if not err.is_terminal:
             err.print(f"{words}; the first time takes longer")
         return build(treaty)
+
+
+def _guarantee(place: Any) -> dict[str, Any] | None:
+    from .privacy.plan import facts
+
+    return facts(place.privacy) if place.privacy else None
 
 
 def _carry_out(folder: Any, place: Any, round: int | None, as_json: bool) -> None:

@@ -7,6 +7,7 @@ the same folder it goes on from the last checkpoint, and ends in the same adapte
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +17,15 @@ from urllib.parse import quote
 
 from . import loop, report, wire
 from .assets import CATALOG
-from .build import Workplace, adapter
+from .build import Workplace, adapter, federation
 from .data import holdings
 from .engines import InProcess
 from .evaluation import figures
-from .governance import Ledger, RunFolder
+from .governance import KeptMechanism, Ledger, RunFolder, SiloCustody
 from .governance.machine import hardware, versions
 from .lm.adapters import save_adapter
 from .loop import Federation
+from .privacy.plan import facts
 from .server import Full, Sgd
 from .silo import Silo, pool
 from .treaty import Treaty, parse, privacy
@@ -100,11 +102,33 @@ def execute(folder: RunFolder, place: Workplace, *, round: int | None = None) ->
 
 
 def _federated(s: Session) -> Phase:
-    return Phase(FEDERATED, s.place.federation, s.place.engine(), s.treaty.evaluation.every)
+    plan, rules = s.place.privacy, s.place.federation
+    if plan is None:
+        return Phase(FEDERATED, rules, s.place.engine(), s.treaty.evaluation.every)
+    if plan.at_silos:
+        custody = SiloCustody(
+            budgets_of(s.folder),
+            s.folder.path / "out-tray",
+            s.treaty.digest(),
+            plan.terms.unit,
+            plan.events,
+            plan.event(),
+        )
+        custody.reserve(rules.silos)
+        return Phase(FEDERATED, rules, s.place.engine(custody=custody), s.treaty.evaluation.every)
+    kept = KeptMechanism(rules.mechanism, s.ledger, s.folder.path / "release.safetensors")
+    return Phase(FEDERATED, replace(rules, mechanism=kept), s.place.engine(), s.treaty.evaluation.every)
+
+
+def budgets_of(folder: RunFolder) -> Path:
+    """Where silos keep their budgets: a folder of their own that outlives runs, or, in a simulation, the run's."""
+    return Path(os.environ.get("FOEDUS_BUDGETS") or folder.path / "budgets")
 
 
 def _baselines(s: Session) -> Iterator[Phase]:
-    """Ordinary training with the same steps on the same tokens, by one optimizer that keeps its state."""
+    """Ordinary training with the same steps on the same tokens, by one optimizer that keeps its state; protects
+    nobody.
+    """
     wished = s.treaty.evaluation.baselines
     if "pooled" in wished:
         together = pool(POOLED, list(s.place.silos.values()))
@@ -115,11 +139,9 @@ def _baselines(s: Session) -> Iterator[Phase]:
 
 
 def _ordinary(s: Session, name: str, silo: Silo, every: int | None) -> Phase:
-    plan = replace(s.place.plan, keep=True)
-    rules = replace(
-        s.place.federation, algorithm=replace(s.place.federation.algorithm, local=plan),
-        server_optimizer=Sgd(1.0), sampler=Full(), silos=(silo.name,), minimum=1,
-    )  # fmt: skip
+    plan = replace(s.place.plan, keep=True, privacy=None)
+    open_rules = federation(s.treaty, s.place.federation.silos, s.place.base.digest, plan)
+    rules = replace(open_rules, server_optimizer=Sgd(1.0), sampler=Full(), silos=(silo.name,), minimum=1)
     return Phase(name, rules, s.place.engine({silo.name: silo}, plan), every)
 
 
@@ -144,7 +166,7 @@ def _train(s: Session, phase: Phase, round: int | None) -> Iterator[Event]:
     yield from _due(s, phase, last)
     began, kept = time.perf_counter(), 0.0
     for state, release in loop.run(phase.federation, phase.engine, last):
-        row = _round_row(phase, state, release, time.perf_counter() - began, kept)
+        row = _round_row(s, phase, state, release, time.perf_counter() - began, kept)
         s.folder.metric(row)
         if phase.name == FEDERATED:
             _record(s, state, release)
@@ -212,6 +234,8 @@ def _flatten(nested: Mapping[str, Mapping[str, float]]):
 
 def _open_ledger(s: Session) -> None:
     body = {"treaty": s.treaty.digest(), "model": s.place.base.digest, "silos": list(s.place.silos)}
+    if s.place.privacy is not None:
+        body["privacy"] = facts(s.place.privacy)
     s.ledger.once("opened", body, same=("treaty",))
 
 
@@ -226,11 +250,19 @@ def _record(s: Session, state: State, release: Release) -> None:
         "params": wire.digest(wire.pack({("params", name): x for name, x in state.params.items()}, {})),
         "event": dict(release.event),
     }
+    if _hidden(s):  # who took part, and how many, is what sampling keeps secret
+        body |= {"reports": {}, "failures": {}}
     s.ledger.once("round", body, same=("round",))
 
 
-def _round_row(phase: Phase, state: State, release: Release, seconds: float, kept: float) -> dict[str, Any]:
+def _hidden(s: Session) -> bool:
+    return s.place.privacy is not None and s.treaty.privacy.hide_cohort
+
+
+def _round_row(s: Session, phase: Phase, state: State, release: Release, seconds: float, kept: float) -> dict[str, Any]:
     """A round's line of metrics. `seconds`: of the whole round; `kept`: of the checkpoint before it."""
+    if _hidden(s):
+        release = replace(release, receipts=())
     came = [r for r in release.receipts if not r.failure]
     losses, targets = release.tensors.get(("metric", "loss")), release.tensors.get(("metric", "targets"))
     train = sum(r.seconds for r in came)
@@ -266,7 +298,7 @@ def summarise(s: Session, sha256: str) -> dict[str, Any]:
         "bytes": {way: {silo: [row["silos"].get(silo, {}).get(f"bytes_{way}", 0) for row in rounds]
                         for silo in place.silos} for way in ("up", "down")},
         "seconds": _seconds(rows, place.seconds),
-        "privacy": privacy(treaty),
+        "privacy": privacy(treaty, facts(place.privacy) if place.privacy else None),
         "evaluation": _evaluation(s, rows),
         "algorithm": {"name": treaty.algorithm.name, "server_optimizer": treaty.server.optimizer,
                       "local_steps": treaty.local.steps, "local_epochs": treaty.local.epochs},

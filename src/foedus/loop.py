@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from . import tree, wire
 from .algorithms.base import Algorithm
 from .engines.base import Ask, Engine
@@ -21,7 +23,7 @@ from .server.aggregators import Aggregator
 from .server.optimizers import ServerOptimizer
 from .server.samplers import Sampler
 from .stages.base import Chain
-from .types import Params, Receipt, Release, Report, State, Task, Tree
+from .types import Params, Receipt, Release, Report, State, Task, Tree, Update
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def one_round(federation: Federation, engine: Engine, state: State) -> tuple[Sta
     receipts: list[Receipt] = []
     total = f.aggregator.combine(_updates(ask(engine, "train", task), receipts))
     _enough(f, cohort, receipts)
+    if not total.count:  # nobody's sum is zero, and a mechanism adds its noise to it all the same
+        total = replace(total, tensors=tree.zeros(f.stages.encode(_nothing(state), task).tensors))
 
     total = f.stages.decode(replace(total, bound=f.aggregator.bound(f.stages.bound(math.inf, task))), task)
     release, mechanism = f.mechanism.release(total, state.mechanism)
@@ -90,7 +94,7 @@ def one_round(federation: Federation, engine: Engine, state: State) -> tuple[Sta
 
     mean = f.aggregator.mean(release.tensors)
     params, optimizer = state.params, state.optimizer
-    if total.count:
+    if total.count or release.unit:
         params, optimizer = f.server_optimizer.step(params, tree.part(mean, "delta"), optimizer)
     return State(
         round=state.round + 1,
@@ -100,6 +104,10 @@ def one_round(federation: Federation, engine: Engine, state: State) -> tuple[Sta
         settings=f.stages.learn(mean, state.settings),
         extra=f.algorithm.finish(state.extra, mean),
     ), release
+
+
+def _nothing(state: State) -> Update:
+    return Update(tree.as_part("delta", {name: np.zeros(x.shape) for name, x in state.params.items()}))
 
 
 def ask(engine: Engine, kind: str, task: Task, *, split: str = "") -> Iterator[Report]:

@@ -2,13 +2,14 @@
 
 from .partition import Partition, partition
 from .readers import Columns, dropped, from_dataset, only, read
-from .split import SplitPlan, Splits, holdings, split
+from .split import SplitPlan, Splits, bound_contributions, holdings, split
 
 __all__ = [
     "Columns",
     "Partition",
     "SplitPlan",
     "Splits",
+    "bound_contributions",
     "dropped",
     "from_dataset",
     "holdings",

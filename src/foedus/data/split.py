@@ -60,6 +60,22 @@ def split(table: pa.Table, how: SplitPlan, seed: int) -> Splits:
     return Splits(*(table.filter(pa.array(place == part)) for part in (_TRAIN, _VALIDATION, _TEST)))
 
 
+def bound_contributions(table: pa.Table, most: int, seed: int) -> pa.Table:
+    """At most `most` examples of each author, in the table's order: those whose texts hash lowest under `seed`.
+
+    Whom another author's examples crowd out never matters: the choice is each author's own. Raises `DataError` for a
+    table without authors.
+    """
+    if "author" not in table.column_names:
+        raise DataError("a column with authors, to bound what one contributes", "none", "Name it with [data] author.")
+    share = shares(table, seed, "contributions")
+    authors = np.asarray(table["author"].to_pylist(), dtype=object).astype(str)
+    order = np.lexsort((share, authors))
+    starts = np.flatnonzero(np.r_[True, authors[order][1:] != authors[order][:-1]])
+    place = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    return table.take(np.sort(order[place < most]))
+
+
 def shares(table: pa.Table, seed: int, purpose: str) -> np.ndarray:
     """A number in [0, 1) for every example, uniform over texts: SHA-256 of the seed, the purpose and the text."""
     salt = derive(seed, purpose).to_bytes(8, "little")

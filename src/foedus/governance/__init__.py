@@ -1,6 +1,8 @@
-"""Governance: the ledger of what happened, and the folder that a run lives in."""
+"""Governance: the ledger of what happened, what silos spent of their privacy, and the folder that a run lives in."""
 
+from .budget import Budget, Cap
+from .custody import KeptMechanism, SiloCustody
 from .folder import RunFolder
 from .ledger import Ledger, verify
 
-__all__ = ["Ledger", "RunFolder", "verify"]
+__all__ = ["Budget", "Cap", "KeptMechanism", "Ledger", "RunFolder", "SiloCustody", "verify"]

@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 from .. import wire
 from ..errors import RunError, WireError
 from ..types import State, Tree
-from .disk import disk, sync_folder
+from .disk import disk, write_whole
 
 KEEP = 2  # checkpoints of a phase: the last, and the one before
 
@@ -93,22 +93,7 @@ class RunFolder:
 
     def write(self, name: str, blob: bytes) -> Path:
         """Writes a file whole or not at all, durably. Raises `RunError` when the disk does not take it."""
-        place = self.path / name
-        with disk(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            beside = place.with_name(f".{place.name}.part")
-            try:
-                with beside.open("wb") as file:
-                    file.write(blob)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(beside, place)
-            except OSError:
-                with suppress(OSError):
-                    beside.unlink()
-                raise
-            sync_folder(place.parent)
-        return place
+        return write_whole(self.path / name, blob)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Writes a value as indented JSON; NaN and infinity become null."""

@@ -6,7 +6,8 @@ be added.
 
 Two ways through the model give the same numbers within rounding: `fast.py`, for models of the Llama kind with LoRA,
 and the model's own code with `stacked.py` under its parameters, for everything else. Both end in `head.py` where the
-head is frozen. A bench is for one thread at a time.
+head is frozen. `clipped` gives sums of clipped gradients of single units instead, again by either way (`fast.py`, or
+`per_example.py`). A bench is for one thread at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..errors import ModelError, one_of
-from . import fast, head
+from . import fast, head, per_example
+from .clipping import ClippedSums, Clipping
 from .stacked import NoRule, halve, stack
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ MOST_TOKENS = 4096
 MOST_TRAINED = 1 << 26
 CALL_COST = 2_400_000_000
 """A layer's fixed cost, in products of a weight and a token that take as long; see `preferred_cohort`."""
+TOLERANCES = {"fp32": 1e-3, "bf16": 0.1}
+"""How far a gradient may be from what it should be, as a share of its norm, in `Bench.prove`."""
 IGNORED = -100
 """The label of a position that is no target, as in transformers."""
 
@@ -64,6 +68,7 @@ class Bench:
         self._arguments = {"use_cache": False} if "use_cache" in accepted else {}
         self._head: tuple[Tensor, Tensor | None] | None = None
         self._halves: dict[str, Tensor] = {}
+        self._choices, self._proven = per_example.Choices(), False
         self._fast = self._find_fast()
         if self._fast is None:
             self._prepare()
@@ -97,6 +102,46 @@ class Bench:
             alone = [self._together(_silo(leaves, k), [batch]) for k, batch in enumerate(batches)]
         sums, counts = zip(*alone, strict=True)
         return torch.cat(sums), torch.cat(counts)
+
+    def clipped(
+        self, leaves: Leaves, batches: Sequence[Batch], units: Sequence[Tensor], clippings: Sequence[Clipping]
+    ) -> ClippedSums:
+        """Sums over units of their clipped gradients, for K silos, from one forward and one backward pass each.
+
+        `leaves` and `batches`: as for `losses`. `units`: for each silo (rows,) int64, whose row it is: 0 … n − 1
+        ascending, a unit's rows adjacent; −1 for a row of nobody, which has no targets. A unit's gradient is that of
+        the mean cross-entropy of its own targets, and zero without any. LoRA's dropout is on, as in `losses`.
+
+        Before the first sum, `prove` tries on a few tokens whether units are told apart; it raises where not.
+        """
+        self.prove()
+        units = [x.to(self.device) for x in units]
+        if self._fast is not None:
+            tokens = self._tokens(self._here(self._merged(batches)), len(batches))
+            if tokens is not None:
+                return self._fast.clipped(leaves, tokens, units, clippings)
+        with self._training():
+            parts = zip(batches, units, clippings, strict=True)
+            return _joined([self._clipped(_silo(leaves, k), *part) for k, part in enumerate(parts)])
+
+    def prove(self) -> None:
+        """Try on a few tokens, once, that a unit's gradient is its own, whoever else is in the batch.
+
+        Two units, one of them with two rows, go together through `clipped`, and apart through `losses` and autograd.
+        Raises `ModelError` for a trainable parameter that has no rule or no use, and `GuaranteeError` for one where
+        the two differ; each by name.
+        """
+        if self._proven:
+            return
+        leaves, batch, units = self._trial()
+        alone = [self._gradients(leaves, _rows(batch, units == u)) for u in (0, 1)]
+        tolerance = TOLERANCES[self.precision]
+        per_example.compare(alone, lambda clipping: self._clipped(leaves, batch, units, clipping), tolerance)
+        if self._fast is not None:
+            tokens = self._tokens(self._here(batch), 1)
+            step = self._fast.clipped
+            per_example.compare(alone, lambda clipping: step(leaves, tokens, [units], [clipping]), tolerance)
+        self._choices.learned = self._proven = True
 
     @torch.no_grad()
     def scores(self, params: Mapping[str, np.ndarray], batch: Batch) -> dict[str, np.ndarray]:
@@ -139,6 +184,54 @@ class Bench:
         return nll, logits.argmax(-1) == targets if hits else None
 
     # ---- through the model's own code ----
+
+    def _clipped(self, leaves: Leaves, batch: Batch, units: Tensor, clipping: Clipping) -> ClippedSums:
+        """The sums of one silo."""
+        batch = self._here(batch)
+        owners = units[self._owners(batch)]
+        if bool((owners < 0).any()):
+            raise ValueError("Expected rows of nobody to have no targets.")
+        weights = torch.bincount(owners, minlength=1).float().reciprocal()[owners]
+        losses = torch.zeros(1, device=self.device)
+
+        def loss() -> Tensor:
+            nll, _ = self._predict({}, batch, 1)
+            losses.add_(nll.detach().sum())
+            return nll @ weights
+
+        params = {name: x[0] for name, x in leaves.items()}
+        uses = per_example.collect(
+            self.model, params, units, loss if len(owners) else None, choices=self._choices, frozen=self._halves
+        )
+        gradients, norms = uses.clipped(clipping)
+        sums = {name: x[None] for name, x in gradients.items()}
+        return ClippedSums(sums, [norms], losses, torch.tensor([len(owners)], device=self.device))
+
+    def _gradients(self, leaves: Leaves, batch: Batch) -> dict[str, Tensor]:
+        """By autograd: the gradient of the mean loss of all targets, by name."""
+        inputs = {name: x.detach().requires_grad_() for name, x in leaves.items()}
+        sums, counts = self._together(inputs, [batch])
+        (sums / counts).sum().backward()
+        return {name: torch.zeros_like(x[0]) if x.grad is None else x.grad[0] for name, x in inputs.items()}
+
+    def _trial(self) -> tuple[Leaves, Batch, Tensor]:
+        """Parameters none of which is all zero, and three rows of five tokens, the last one shorter, of two units.
+
+        Three and five, so that no two sizes agree by chance.
+        """
+        draw = np.random.default_rng(0)
+        params = {
+            n: x if x.any() else 0.02 * draw.standard_normal(x.shape, np.float32) for n, x in self.start().items()
+        }
+        batch = dict(self._probe(3, 5))
+        end = batch["input_ids"][0, -1]
+        words = np.setdiff1d(np.arange(min(200, len(self.base.tokenizer))), [int(end)])
+        batch["input_ids"] = torch.from_numpy(draw.choice(words, (3, 5), replace=False)).to(self.device)
+        batch["input_ids"][:2, -1] = batch["input_ids"][2, 3] = end
+        batch["attention_mask"][2, 4] = 0
+        if batch["labels"].dim() > 1:
+            batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        return self.leaves([params]), batch, torch.tensor([0, 1, 1], device=self.device)
 
     def _call(self, leaves: Leaves, batch: Batch, silos: int) -> Any:
         rows = len(batch["labels"]) // silos
@@ -344,8 +437,22 @@ def _embeddings(model: nn.Module) -> list[nn.Embedding]:
     return [module for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
+def _joined(parts: Sequence[ClippedSums]) -> ClippedSums:
+    """The sums of silos that went one by one."""
+    return ClippedSums(
+        {name: torch.cat([part.gradients[name] for part in parts]) for name in parts[0].gradients},
+        [norms for part in parts for norms in part.norms],
+        torch.cat([part.losses for part in parts]),
+        torch.cat([part.targets for part in parts]),
+    )
+
+
 def _silo(leaves: Leaves, k: int) -> Leaves:
     return {name: x[k : k + 1] for name, x in leaves.items()}
+
+
+def _rows(batch: Batch, chosen: Tensor) -> Batch:
+    return {name: x[chosen] for name, x in batch.items()}
 
 
 def _with_rows(batch: Batch, rows: int) -> Batch:

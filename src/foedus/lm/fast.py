@@ -16,8 +16,12 @@ norms, rotary embedding and attention backward took more time than the matrix pr
   once, and activations go back to one workspace that the next step reuses. The residual stream, norms, rotary
   embedding, attention scores, softmax and losses are fp32 whatever the compute dtype.
 
-Letters: K silos, T tokens a silo, B rows of s positions, h heads, n key heads, d head dimension, R ranks that share
-an input. Read `Llama.run` first.
+Clipping unit by unit costs little more: the gradient of an adapter is one product over all tokens of a silo, and that
+of its units is the same product cut at their borders, so the operations are the same ones. What is new is a norm and a
+weighted sum, and room for all units' gradients: layer ℓ's lie in workspace that the layers above it have given back.
+
+Letters: K silos, T tokens a silo, N units of all silos, B rows of s positions, h heads, n key heads, d head dimension,
+R ranks that share an input. Read `Llama.run` first, then `Llama.clipped`.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from . import head
+from .clipping import ClippedSums, Clipping
 
 FAMILIES = ("llama", "mistral", "qwen2")
 KEPT = 256
@@ -87,7 +92,7 @@ class Tokens:
     rows: int
     length: int
     ids: Tensor  # (K·T,)
-    spread: Tensor | None  # (B·s,) the token at each position (any, where there is none)
+    spread: Tensor | None  # (B·s,) the token at each position; where there is none, its row's first
     gather: Tensor | None  # (K·T,) the position of each token
     hole: Tensor | None  # (B·s, 1) bool: no token here
     spare: Tensor | None  # (K·T, 1) bool: a token that only fills up its silo's T
@@ -99,6 +104,8 @@ def lay_out(ids: Tensor, mask: Tensor, where: Tensor, targets: Tensor, silos: in
     """Tokens of right-padded rows; None when the padding is not on the right.
 
     `ids`, `mask`: (B, s), B = K · rows a silo. `where`: (p,) flat positions whose states predict `targets`.
+
+    Holes are filled from their own row: attention multiplies them by zero, and zero times another row's NaN is NaN.
     """
     rows, length = ids.shape
     there = mask.bool()
@@ -112,7 +119,8 @@ def lay_out(ids: Tensor, mask: Tensor, where: Tensor, targets: Tensor, silos: in
     width = int(counts.max())
     spare = torch.arange(width, device=ids.device) >= counts[:, None]
     rank = there.cumsum(1) - 1 + torch.arange(silos, device=ids.device)[:, None] * width
-    spread = torch.where(there, rank, 0).reshape(-1)
+    first = rank.view(rows, length)[:, :1].clamp(min=0).expand(rows, length)  # of a row without tokens: any
+    spread = torch.where(there, rank, first.reshape(silos, -1)).reshape(-1)
     gather = torch.zeros(silos * width, dtype=torch.long, device=ids.device)
     present = there.reshape(-1).nonzero()[:, 0]
     gather[spread[present]] = present
@@ -121,6 +129,66 @@ def lay_out(ids: Tensor, mask: Tensor, where: Tensor, targets: Tensor, silos: in
         silos, rows, length, ids.reshape(-1)[gather], spread, gather, hole,
         spare.reshape(-1, 1) if bool(spare.any()) else None, spread[where], targets,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Units:
+    """Whose tokens are whose. Units are numbered through all silos; each has a contiguous run of tokens, or none.
+
+    `counts`: units of each silo. `runs`: (first unit, units, first token, tokens each), for neighbours of equal length.
+    `shares`: (K·T, 1) float32, one over the number of targets of the unit that a token belongs to, 0 for nobody's.
+    """
+
+    counts: tuple[int, ...]
+    runs: tuple[tuple[int, int, int, int], ...]
+    shares: Tensor
+
+    def products(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+        """left' right over the tokens of each unit, in `out`; (K·T, l) and (K·T, r) to (N, l, r)."""
+        for unit, units, token, length in self.runs:
+            here, into = slice(token, token + units * length), out[unit : unit + units]
+            torch.bmm(
+                left[here].view(units, length, left.shape[1]).transpose(1, 2),
+                right[here].view(units, length, right.shape[1]),
+                out=into,
+            )
+        return out
+
+
+def lay_out_units(tokens: Tokens, units: Sequence[Tensor]) -> Units:
+    """`units`: for each silo, the unit of each of its rows, ascending from 0, or −1 for nobody's; rows that are missing
+    at the end are nobody's."""
+    counts = [int(silo.max()) + 1 if len(silo) else 0 for silo in units]
+    nobody, rows = sum(counts), tokens.rows // tokens.silos
+    of_row = torch.full((tokens.silos, rows), nobody, device=tokens.ids.device)
+    for k, silo in enumerate(units):
+        of_row[k, : len(silo)] = torch.where(silo < 0, nobody, silo + sum(counts[:k]))
+    place = torch.arange(len(tokens.ids), device=of_row.device) if tokens.gather is None else tokens.gather
+    unit = of_row.view(-1)[place // tokens.length]
+    if tokens.spare is not None:
+        unit = unit.masked_fill(tokens.spare[:, 0], nobody)
+    targets = torch.bincount(unit[tokens.predicts], minlength=nobody + 1)
+    shares = 1.0 / targets.clamp(min=1).float()
+    shares[nobody] = 0.0
+    return Units(tuple(counts), _runs(unit, nobody), shares[unit][:, None])
+
+
+def _runs(unit: Tensor, nobody: int) -> tuple[tuple[int, int, int, int], ...]:
+    """The runs of `Units`, from the unit of each token."""
+    lengths, starts, at = [0] * (nobody + 1), [0] * (nobody + 1), 0
+    for number, length in zip(*(x.tolist() for x in torch.unique_consecutive(unit, return_counts=True)), strict=True):
+        if lengths[number] and number != nobody:
+            raise ValueError("Expected the rows of a unit to stand side by side. Sort the rows of each silo by unit.")
+        lengths[number], starts[number], at = length, at, at + length
+    runs: list[tuple[int, int, int, int]] = []
+    for number, (length, start) in enumerate(zip(lengths[:nobody], starts[:nobody], strict=True)):
+        if runs:
+            first, units, token, each = runs[-1]
+            if each == length and (token + units * each == start or not length):
+                runs[-1] = first, units + 1, token, each
+                continue
+        runs.append((number, 1, start, length))
+    return tuple(runs)
 
 
 class Workspace:
@@ -133,9 +201,14 @@ class Workspace:
         self.device = device
         self.blocks: list[Tensor] = []
         self.at = (0, 0)  # the block in use, and how many of its bytes are taken
+        self.end: tuple[int, int] | None = None  # a block, and where in it begins what was taken from the end
 
-    def reset(self, at: tuple[int, int] = (0, 0)) -> None:
-        """Give back everything, or what was taken since `at`."""
+    def reset(self) -> None:
+        """Give back everything."""
+        self.at, self.end = (0, 0), None
+
+    def give_back(self, at: tuple[int, int]) -> None:
+        """What was taken since `at`, but not from the end."""
         self.at = at
 
     def take(self, *shape: int, dtype: torch.dtype) -> Tensor:
@@ -148,6 +221,21 @@ class Workspace:
             self.blocks.append(torch.empty(max(size, BLOCK), dtype=torch.uint8, device=self.device))
         self.at = block, used + -(-size // 64) * 64
         return self.blocks[block][used : used + size].view(dtype).view(shape)
+
+    def take_from_end(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """The same, valid until all is given back; in memory of its own when too little was given back so far.
+
+        Between this and `reset`, `take` must not be called: it does not look where the end begins.
+        """
+        size = dtype.itemsize * math.prod(shape)
+        block, end = self.end or (len(self.blocks) - 1, len(self.blocks[-1]))
+        while block >= self.at[0]:
+            start = (end - size) // 64 * 64
+            if start >= (self.at[1] if block == self.at[0] else 0):
+                self.end = block, start
+                return self.blocks[block][start : start + size].view(dtype).view(shape)
+            block, end = block - 1, len(self.blocks[block - 1])
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
 
 class Llama:
@@ -191,26 +279,67 @@ class Llama:
     @torch.no_grad()
     def run(self, leaves: Mapping[str, Tensor], tokens: Tokens, *, gradient: bool, hits: bool = False) -> Outcome:
         """Losses of the targets, and with `gradient` that of their sum in every leaf."""
+        nll, hit, adapters = self._run(leaves, tokens, gradient, hits, None)
+        return Outcome(nll, hit, {name: g for adapter in adapters for name, g in adapter.gradients().items()})
+
+    @torch.no_grad()
+    def clipped(
+        self, leaves: Mapping[str, Tensor], tokens: Tokens, units: Sequence[Tensor], clippings: Sequence[Clipping]
+    ) -> ClippedSums:
+        """Sums of the units' clipped gradients, each that of the mean loss of the unit's targets; see `Clipping`.
+
+        `units`: for each silo, the unit of each of its rows: 0 … n_k − 1 ascending, −1 for a row that is nobody's;
+        rows that are missing at the end are nobody's. `clippings`: one for each silo, with the same parts.
+
+        A unit's gradient is clipped as it is stored, in the compute dtype: rounding comes before the norm, and what a
+        unit adds keeps its bound up to the rounding of float32. A unit whose squared norm overflows float32 adds zero.
+        """
+        whose = lay_out_units(tokens, units)
+        nll, _, adapters = self._run(leaves, tokens, True, False, whose)
+        squares = _by_part([adapter.squares for adapter in adapters], whose, clippings[0])
+        alone = squares.split(whose.counts)
+        factors = [clipping.factors(x) for clipping, x in zip(clippings, alone, strict=True)]
+        weights = [torch.block_diag(*(f[None, :, j] for f in factors)) for j in range(squares.shape[1])]
+        unsound = (~torch.isfinite(squares).all(1)).nonzero()[:, 0]
+        for adapter in adapters:
+            adapter.add_up(weights, clippings[0], unsound)
+        owner = tokens.predicts.div(len(tokens.ids) // tokens.silos, rounding_mode="floor")
+        return ClippedSums(
+            {name: g for adapter in adapters for name, g in adapter.gradients().items()},
+            [x.sqrt().float() for x in alone],
+            sums(nll, owner, tokens.silos),
+            torch.bincount(owner, minlength=tokens.silos),
+        )
+
+    def _run(
+        self, leaves: Mapping[str, Tensor], tokens: Tokens, gradient: bool, hits: bool, units: Units | None
+    ) -> tuple[Tensor, Tensor | None, list[_Adapter]]:
+        """Losses, hits, and the adapters; with `gradient`, these know their gradients: the silo's, or its units'."""
         self.space.reset()
         x = F.embedding(tokens.ids, self.table).float()
         turn = self._angles(tokens, x)
-        adapters = [[_Adapter(p, leaves, tokens.silos, self.dtype) for p in _products(layer)] for layer in self.layers]
-        kept = []
+        adapters = [
+            [_Adapter(p, leaves, tokens.silos, self.dtype, self.space, units) for p in _products(layer)]
+            for layer in self.layers
+        ]
+        kept, ends = [], []
         for layer, adapter in zip(self.layers, adapters, strict=True):
             x, saved = self._forward(layer, adapter, x, tokens, turn, gradient)
             kept.append(saved)
+            ends.append(self.space.at)
         last, inverse = self._normal(x)
         states = last if len(tokens.predicts) == len(last) else last.index_select(0, tokens.predicts)
         nll, slope, hit = head.forward(states, self.head, None, tokens.targets, gradient=gradient, hits=hits)
+        flat = [adapter for layer in adapters for adapter in layer]
         if slope is None:
-            return Outcome(nll, hit, {})
+            return nll, hit, flat
         g = torch.zeros_like(x)
         into = torch.zeros_like(last).index_copy_(0, tokens.predicts, slope)
-        self._normal_backward(into, last, inverse, g)
+        self._normal_backward(into, last, inverse if units is None else inverse * units.shares, g)
         for depth in reversed(range(len(self.layers))):
+            self.space.give_back(ends[depth])
             self._backward(self.layers[depth], adapters[depth], g, kept.pop(), tokens, turn, deepest=depth == 0)
-        gradients = {name: g for layer in adapters for adapter in layer for name, g in adapter.gradients().items()}
-        return Outcome(nll, hit, gradients)
+        return nll, hit, flat
 
     def _forward(
         self, layer: Layer, adapter: Sequence[_Adapter], x: Tensor, tokens: Tokens, turn: Turn, keep: bool
@@ -230,7 +359,7 @@ class Llama:
         y, t4 = self._apply(layer.down, adapter[3], switch * up)
         x.add_(y)
         if not keep:
-            self.space.reset(mark)
+            self.space.give_back(mark)
             return x, ()
         return x, (x1, r1, t1, attention, mixed, t2, x2, r2, t3, gate_up, switch, t4)
 
@@ -365,10 +494,18 @@ class Turn:
 
 class _Adapter:
     """K silos' LoRA of one fused product: all A as (K, R, in), all B as a block-diagonal (K, out, R), in the compute
-    dtype."""
+    dtype.
 
-    def __init__(self, product: Product, leaves: Mapping[str, Tensor], silos: int, dtype: torch.dtype) -> None:
-        self.product, self.leaves, self.silos = product, leaves, silos
+    Gradients: `d_a` and `d_b` of the silos, in float32 and the same shapes; before them, when there are units,
+    `each_a` (N, R, in) and `each_b` (N, R, out) of these, in the compute dtype.
+    """
+
+    def __init__(
+        self, product: Product, leaves: Mapping[str, Tensor], silos: int, dtype: torch.dtype, space: Workspace,
+        units: Units | None,
+    ) -> None:  # fmt: skip
+        self.product, self.leaves, self.silos, self.space, self.units = product, leaves, silos, space, units
+        self.squares: dict[str, Tensor] = {}
         self.d_a: Tensor | None = None
         if not product.loras:
             return
@@ -393,9 +530,41 @@ class _Adapter:
             return None
         g = self._by_silo(g)
         pulled = _matmul(g, self.b)
-        self.d_a = _matmul(pulled.transpose(1, 2), self._by_silo(x)).float()
-        self.d_b = _matmul(g.transpose(1, 2), t).float()
+        if self.units is None:
+            self.d_a = _matmul(pulled.transpose(1, 2), self._by_silo(x)).float()
+            self.d_b = _matmul(g.transpose(1, 2), t).float()
+        else:
+            self._learn_each(self.units, g.flatten(0, 1), x, t.flatten(0, 1), pulled.flatten(0, 1))
         return pulled
+
+    def _learn_each(self, units: Units, g: Tensor, x: Tensor, t: Tensor, pulled: Tensor) -> None:
+        """The gradients of every unit, and the squared norms (N,) of those of each leaf."""
+        count, ranks = sum(units.counts), t.shape[1]
+        room = [self.space.take_from_end(count, ranks, y.shape[1], dtype=x.dtype) for y in (x, g)]
+        self.each_a, self.each_b = units.products(pulled, x, room[0]), units.products(t, g, room[1])
+        for lora, ranks_here in self._blocks():
+            a, b = self._leaves_of_each(lora, ranks_here)
+            a = a.float() if self.product.fold is None else a * self.product.fold
+            self.squares[lora.a] = _square(a)
+            self.squares[lora.b] = _square(b.float()) * lora.scale**2
+
+    def add_up(self, weights: Sequence[Tensor], clipping: Clipping, unsound: Tensor) -> None:
+        """From units to silos. `weights`: for each part, (K, N). `unsound`: units whose numbers must not enter a
+        sum."""
+        if not self.squares:
+            return
+        for each in (self.each_a, self.each_b):
+            each.index_fill_(0, unsound, 0)  # zero times NaN is NaN
+        self.d_a = self.a.new_empty(self.a.shape, dtype=torch.float32)
+        self.d_b = self.b.new_empty(self.b.shape, dtype=torch.float32)
+        for lora, ranks in self._blocks():
+            a, b = self._leaves_of_each(lora, ranks)
+            self.d_a[:, ranks] = _weighted(weights[clipping.part(lora.a)], a)
+            self.d_b[:, lora.start : lora.stop, ranks] = _weighted(weights[clipping.part(lora.b)], b).transpose(1, 2)
+
+    def _leaves_of_each(self, lora: Lora, ranks: slice) -> tuple[Tensor, Tensor]:
+        """One adapter's A (N, r, in) and B (N, r, out) of every unit, before norm weight and scale."""
+        return self.each_a[:, ranks], self.each_b[:, ranks, lora.start : lora.stop]
 
     def push(self, d: Tensor, pulled: Tensor) -> None:
         """d += (gradient of x A') A."""
@@ -539,6 +708,26 @@ def _rotate(x: Tensor, turn: Tensor) -> Tensor:
     """Rotary embedding of pairs that stand side by side, in float32 and contiguous. `turn`: complex, (s, d / 2)."""
     pairs = torch.empty(x.shape, dtype=torch.float32, device=x.device).copy_(x).unflatten(-1, (-1, 2))
     return torch.view_as_real(torch.view_as_complex(pairs).mul_(turn)).flatten(-2)
+
+
+def _by_part(squares: Sequence[Mapping[str, Tensor]], units: Units, clipping: Clipping) -> Tensor:
+    """(N, parts) float64, from the (N,) squared norms of each leaf."""
+    device = units.shares.device
+    total = torch.zeros(sum(units.counts), len(clipping.norms), dtype=torch.float64, device=device)
+    for adapter in squares:
+        for name, square in adapter.items():
+            total[:, clipping.part(name)] += square
+    return total
+
+
+def _square(x: Tensor) -> Tensor:
+    """(N, ·, ·) to (N,) squared norms."""
+    return torch.linalg.vector_norm(x, dim=(1, 2)).square_()
+
+
+def _weighted(weights: Tensor, each: Tensor) -> Tensor:
+    """(K, N) and (N, r, c) to (K, r, c) float32."""
+    return (weights @ each.float().flatten(1)).view(len(weights), *each.shape[1:])
 
 
 def _matmul(x: Tensor, y: Tensor) -> Tensor:

@@ -52,6 +52,30 @@ class WeightedMean:
         return {key: _share(key, x, weight) for key, x in released.items() if key != WEIGHT}
 
 
+@dataclass(frozen=True)
+class ExpectedMean:
+    """Σ Δᵢ / E: divided by a public expected count, not by who came, which is private under sampling.
+
+    Guarantees: one silo more or less moves the mean by its bound / `expected`, whoever else is there.
+    """
+
+    expected: float
+    linear: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.expected > 0:
+            raise ValueError(f"Expected expected={self.expected} > 0.")
+
+    def combine(self, updates: Iterable[Tree]) -> Total:
+        return WeightedMean().combine(updates)
+
+    def bound(self, bound: float) -> float:
+        return bound
+
+    def mean(self, released: Tree) -> Tree:
+        return {key: x / self.expected for key, x in released.items()}
+
+
 def _share(key: Key, x: np.ndarray, weight: float) -> np.ndarray:
     if key[0] == "metric":
         return x

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..privacy.noise import Source
 from ..seeds import generator
 
 
@@ -50,4 +51,20 @@ class Poisson:
 
     def cohort(self, silos: Sequence[str], round: int, seed: int) -> tuple[str, ...]:
         coins = generator(seed, "sampling", round).random(len(silos))
+        return tuple(silo for silo, coin in zip(silos, coins, strict=True) if coin < self.rate)
+
+
+@dataclass(frozen=True)
+class SecretPoisson:
+    """The same with coins that nobody can compute from the treaty: amplification by sampling needs them secret."""
+
+    rate: float
+    source: Source
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"Expected 0 < rate={self.rate} <= 1.")
+
+    def cohort(self, silos: Sequence[str], round: int, seed: int) -> tuple[str, ...]:
+        coins = self.source.generator("cohort", round).random(len(silos))
         return tuple(silo for silo, coin in zip(silos, coins, strict=True) if coin < self.rate)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .. import tree, wire
 from ..errors import FoedusError, SiloError
@@ -26,9 +26,23 @@ if TYPE_CHECKING:
     from ..algorithms.base import Algorithm
 
 
+class Custody(Protocol):
+    """What a silo remembers of its releases, so that none is given twice and each is paid for before it is made."""
+
+    def charge(self, silo: str, round: int) -> None:
+        """Writes the round's cost to the silo's budget, durably, unless it is there; refuses what exceeds it."""
+
+    def kept(self, silo: str, task: str) -> tuple[Report, Memory] | None:
+        """The report that answered the task with this digest, if it is the silo's last, and the memory after it."""
+
+    def keep(self, task: str, report: Report, memory: Memory) -> None:
+        """Remembers a report, durably, before it leaves."""
+
+
 @dataclass(frozen=True)
 class Handler:
-    """A silo's side of a treaty. `disclose`: which facts ("loss", "holdings") may stand in a receipt."""
+    """A silo's side of a treaty. `disclose`: which facts ("loss", "holdings") may stand in a receipt. `custody`: where
+    silos add noise of their own, who remembers what they released."""
 
     bench: Bench
     algorithm: Algorithm
@@ -36,9 +50,23 @@ class Handler:
     model: str
     disclose: frozenset[str] = frozenset()
     evaluation_rows: int | None = None
+    custody: Custody | None = None
 
     def train(self, blob: bytes, silos: Sequence[Silo], memories: Sequence[Memory]) -> list[tuple[Report, Memory]]:
         """Trains the silos side by side. Raises `SiloError` when one of them cannot; then nobody's memory changed."""
+        if self.custody is None:
+            return self._train(blob, silos, memories)
+        task, digest = _opened(blob)
+        answers = {silo.name: self.custody.kept(silo.name, digest) for silo in silos}
+        todo = [(silo, memory) for silo, memory in zip(silos, memories, strict=True) if answers[silo.name] is None]
+        for silo, _ in todo:
+            self.custody.charge(silo.name, task.round)
+        for report, memory in self._train(blob, *zip(*todo, strict=True)) if todo else ():
+            self.custody.keep(digest, report, memory)
+            answers[report.silo] = report, memory
+        return [answer for answer in answers.values() if answer is not None]
+
+    def _train(self, blob: bytes, silos: Sequence[Silo], memories: Sequence[Memory]) -> list[tuple[Report, Memory]]:
         began = time.perf_counter()
         task = self._read(blob)
         with _as_silo_error():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -26,16 +26,42 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Units:
+    """Whom a guarantee protects: the unit of each training row, (rows,) in 0 … n − 1, and a key of each unit, (n,)
+    uint64.
+
+    A key comes from the unit's own content or name, so it does not change when others come or go.
+    """
+
+    of: np.ndarray
+    keys: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def _by_unit(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.argsort(self.of, kind="stable"), np.searchsorted(np.sort(self.of), np.arange(len(self.keys) + 1))
+
+    def rows(self, unit: int, most: int, random: np.random.Generator) -> np.ndarray:
+        """The rows of one unit, in order; when it has more than `most`, so many of them at random."""
+        order, bounds = self._by_unit
+        mine = order[bounds[unit] : bounds[unit + 1]]
+        return mine if len(mine) <= most else np.sort(random.choice(mine, most, replace=False))
+
+
+@dataclass(frozen=True)
 class Silo:
     """A silo's name and its encoded splits ("train", "validation", "test").
 
     A silo reads one shard. The pooled baseline is a silo that reads everybody's, so that each of its batches is the
-    silos' batches together.
+    silos' batches together. `units`: whom its private steps protect, where there are some.
     """
 
     name: str
     splits: Mapping[str, Encoded]
     shards: tuple[Shard, ...] = ()
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         if not self.shards:

@@ -7,7 +7,7 @@ gradients and optimizer states stay apart along a leading axis of length K. K = 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +16,10 @@ import torch
 
 from ..errors import SiloError
 from ..lm.bench import Bench
+from ..privacy.steps import PrivateSteps
 from ..seeds import derive
 from ..types import Params, Task, Tree
+from .private import PrivateGradients
 from .shard import Silo
 
 
@@ -26,7 +28,9 @@ class LocalPlan:
     """How a silo trains in a round. Exactly one of `steps` and `epochs`; `lr` in update units per step, > 0.
 
     `schedule` runs over the `rounds` of the treaty, after `warmup` rounds of linear growth. `keep`: whether the silo
-    keeps its optimizer's state from round to round in its memory, which never leaves it.
+    keeps its optimizer's state from round to round in its memory, which never leaves it. `privacy`: private steps
+    instead of plain ones; `steps` is then theirs, `batch` bears on nothing, and `rows` bounds what goes through the
+    model at once.
     """
 
     lr: float
@@ -41,6 +45,8 @@ class LocalPlan:
     warmup: int = 0
     rounds: int = 1
     keep: bool = False
+    privacy: PrivateSteps | None = None
+    rows: int = 32
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -95,19 +101,31 @@ def train(
     origin = {name: x.detach().clone() for name, x in leaves.items()} if pull else {}
     optimizer = _optimizer(leaves, plan, plan.lr_at(task.round), memories)
     loss, targets = np.zeros(len(silos)), np.zeros(len(silos), np.int64)
+    gradients = PrivateGradients(bench, task, silos, plan, memories) if plan.privacy else None
     for step in range(steps.pop()):
-        batches = [_batch(bench, silo, plan, task, step) for silo in silos]
-        sums, counts = bench.losses(leaves, batches)
         optimizer.zero_grad()
-        (sums / counts.clamp(min=1)).sum().backward()
+        if gradients is None:
+            sums, counts = _plain(bench, task, silos, plan, leaves, step)
+        else:
+            sums, counts = gradients.fill(leaves, step)
         for name, x in leaves.items() if pull else ():
             x.grad.add_(x.detach() - origin[name], alpha=pull)
         if plan.max_grad_norm is not None:
             _clip(leaves, plan.max_grad_norm)
         optimizer.step()
-        loss += sums.detach().double().cpu().numpy()
-        targets += counts.cpu().numpy()
-    return _unstack(leaves, optimizer, plan, silos, loss, targets)
+        loss += sums
+        targets += counts
+    kept = [gradients.memory(k) if gradients else {} for k in range(len(silos))]
+    return _unstack(leaves, optimizer, plan, silos, loss, targets, kept)
+
+
+def _plain(
+    bench: Bench, task: Task, silos: Sequence[Silo], plan: LocalPlan, leaves: Mapping[str, torch.Tensor], step: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fills in the gradients of each silo's mean loss; (K,) sums of losses and (K,) numbers of targets."""
+    sums, counts = bench.losses(leaves, [_batch(bench, silo, plan, task, step) for silo in silos])
+    (sums / counts.clamp(min=1)).sum().backward()
+    return sums.detach().double().cpu().numpy(), counts.cpu().numpy()
 
 
 def age(memory: Memory) -> int:
@@ -130,7 +148,7 @@ def _optimizer(leaves, plan: LocalPlan, lr: float, memories: Sequence[Memory]) -
         optimizer = torch.optim.SGD(params, lr=lr, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=True)
     if plan.keep and memories[0]:
         for name, x in leaves.items():
-            parts = [key for key, parameter in memories[0] if parameter == name]
+            parts = [key for key, parameter in memories[0] if parameter == name and not key.startswith("private")]
             optimizer.state[x] = {key: _restack(key, name, memories, x) for key in parts}
     return optimizer
 
@@ -150,17 +168,21 @@ def _clip(leaves, max_norm: float) -> None:
         g.mul_(factors.view(-1, *[1] * (g.dim() - 1)))
 
 
-def _unstack(leaves, optimizer, plan: LocalPlan, silos: Sequence[Silo], loss, targets) -> list[Trained]:
+def _unstack(leaves, optimizer, plan: LocalPlan, silos: Sequence[Silo], loss, targets, kept) -> list[Trained]:
     arrays = {name: x.detach().cpu().numpy() for name, x in leaves.items()}
-    lost = [silo.name for k, silo in enumerate(silos)
-            if not (math.isfinite(loss[k]) and all(np.isfinite(x[k]).all() for x in arrays.values()))]  # fmt: skip
+    unseen = plan.privacy is not None  # then whether a loss is finite is nobody's business
+    sound = [
+        (unseen or math.isfinite(loss[k])) and all(np.isfinite(x[k]).all() for x in arrays.values())
+        for k in range(len(silos))
+    ]
+    lost = [silo.name for silo, good in zip(silos, sound, strict=True) if not good]
     if lost:
         raise SiloError(
             "a finite training loss and finite parameters",
             f"NaN or infinity at {', '.join(lost)}",
             "Lower [local] lr, set [local] max_grad_norm, or look for damaged text in that silo.",
         )
-    memories = [_memory(leaves, optimizer, k) if plan.keep else {} for k in range(len(silos))]
+    memories = [kept[k] | (_memory(leaves, optimizer, k) if plan.keep else {}) for k in range(len(silos))]
     return [Trained({name: x[k] for name, x in arrays.items()}, float(loss[k]), int(targets[k]), memories[k])
             for k in range(len(silos))]  # fmt: skip
 

@@ -10,13 +10,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from .. import wire
-from ..errors import GuaranteeError, TreatyError
+from ..errors import TreatyError
 from . import mistakes, schema, text
 from .mistakes import Mistakes
 from .rules import APPLIES, Facts, contradictions
 from .schema import GIVEN, MEMORY, SECTIONS, Section
 
 Tables = dict[str, dict[str, Any]]
+
+_SAFE = (("disclosure", "loss", False), ("disclosure", "holdings", False), ("server", "weighting", "uniform"))
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Treaty:
     cohort: schema.Cohort
     evaluation: schema.Evaluation
     disclosure: schema.Disclosure
+    privacy: schema.Privacy
     performance: schema.Performance
     folder: Path | None = field(default=None, compare=False, repr=False)
 
@@ -104,11 +107,9 @@ def from_dict(tables: Mapping[str, Any], where: str = "", *, folder: Path | None
     """A treaty from plain values by section and key, as TOML would give them; None counts as not written.
 
     `where`: what an error calls this treaty. Without [data] the silos are handed over in Python. Raises `Mistakes`
-    (a `TreatyError`) with everything that is wrong, and `GuaranteeError` for a treaty that asks for a guarantee.
+    (a `TreatyError`) with everything that is wrong.
     """
     raw = {str(name): _table(value) for name, value in tables.items()}
-    if "privacy" in raw:
-        raise _no_guarantee(where)
     sections, problems, broken = _validate(_with_consequences(raw))
     problems += contradictions(sections, broken)
     if problems:
@@ -139,13 +140,19 @@ def _mended(cls: type[Section], table: Any, wrong: set[str]) -> Section:
 
 
 def _with_consequences(raw: dict[str, Any]) -> dict[str, Any]:
-    """Defaults that follow from other keys: data in memory are given by silo; a test source leaves no test share."""
+    """Defaults that follow from other keys: data in memory are given by silo; a test source leaves no test share; where
+    somebody is protected, silos let out neither losses nor counts unless the treaty says so."""
     raw.setdefault("data", {"source": MEMORY})
     data = raw["data"] if isinstance(raw["data"], dict) else {}
     if data.get("source") == MEMORY and isinstance(raw.setdefault("silos", {}), dict):
         raw["silos"].setdefault("by", GIVEN)
     if "test_source" in data and isinstance(raw.setdefault("split", {}), dict):
         raw["split"].setdefault("test", 0.0)
+    privacy = raw.get("privacy")
+    if isinstance(privacy, dict) and privacy.get("unit", "none") != "none":
+        for section, key, value in _SAFE:
+            if isinstance(raw.setdefault(section, {}), dict):
+                raw[section].setdefault(key, value)
     return raw
 
 
@@ -174,13 +181,3 @@ def _plain(key: str, value: Any) -> Any:
     if key in ("text", "targets") and len(value) == 1:
         return value[0]
     return list(value) if isinstance(value, tuple) else value
-
-
-def _no_guarantee(where: str) -> GuaranteeError:
-    return GuaranteeError(
-        "a treaty that claims no privacy, because this version gives no guarantee",
-        "a [privacy] section",
-        "Remove it, and only train among parties who may see what an update reveals (foedus check says what that is);"
-        " or wait for a version with differential privacy. Clipping, averaging or LoRA alone are no guarantee.",
-        where=": ".join(word for word in (where, "[privacy]") if word),
-    )

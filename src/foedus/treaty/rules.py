@@ -16,6 +16,7 @@ from .mistakes import problem, setting
 from .schema import GIVEN, MEMORY, Section
 
 COUNTED = ("dirichlet", "quantity", "iid")
+LOCAL_UNITS = ("example", "author")
 _ADAPTIVE = ("adagrad", "adam", "yogi")
 _FOLDER_NAME = re.compile(r"\w(?:[\w.-]{0,78}[\w-])?")
 
@@ -35,12 +36,37 @@ APPLIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "server.beta2": ("server.optimizer", ("adam", "yogi")),
     "server.tau": ("server.optimizer", _ADAPTIVE),
     "server.max_weight": ("server.weighting", ("examples",)),
+    **dict.fromkeys(
+        (
+            "privacy.epsilon",
+            "privacy.delta",
+            "privacy.noise_multiplier",
+            "privacy.noise_std",
+            "privacy.max_norm",
+            "privacy.quantile",
+            "privacy.noise_ratio",
+            "privacy.bands",
+            "privacy.randomness",
+            "privacy.public_text",
+            "privacy.keep_modules",
+        ),
+        ("privacy.unit", ("example", "author", "silo")),
+    ),
+    **dict.fromkeys(
+        ("privacy.rate", "privacy.rows", "privacy.clipping", "privacy.shares", "performance.microbatch"),
+        ("privacy.unit", ("example", "author")),
+    ),
+    **dict.fromkeys(("privacy.author_examples", "privacy.sampling"), ("privacy.unit", ("author",))),
+    **dict.fromkeys(
+        ("privacy.noise", "privacy.placement", "privacy.hide_cohort", "privacy.accept_noise"),
+        ("privacy.unit", ("silo",)),
+    ),
     "cohort.size": ("cohort.sampling", ("fixed",)),
     "cohort.rate": ("cohort.sampling", ("poisson",)),
 }
 """A key on the left means something only where the key on the right has one of these values."""
 
-NEEDED = ("data.target", "silos.count", "cohort.size", "cohort.rate")
+NEEDED = ("data.target", "silos.count", "cohort.size", "cohort.rate", "privacy.rate")
 """Keys without a default that must be given wherever they apply."""
 
 COLUMNS = (
@@ -49,6 +75,7 @@ COLUMNS = (
     ("silos.by", "label", "data.label"),
     ("split.by", "time", "data.timestamp"),
     ("model.task", "sequence-classification", "data.label"),
+    ("privacy.unit", "author", "data.author"),
 )
 """(key, value, the column that this value needs)."""
 
@@ -260,6 +287,72 @@ def _a_cohort_that_can_be(t: Facts) -> Iterator[TreatyError]:
     if minimum > most:
         do = f"Set minimum = {most} or less."
         yield problem("cohort.minimum", f"minimum ≤ {most}, the most silos that a round can have", f"{minimum}", do)
+
+
+@_reads("privacy.unit", "privacy.epsilon", "privacy.noise_multiplier", "privacy.noise_std")
+def _one_measure_of_privacy(t: Facts) -> Iterator[TreatyError]:
+    given = [name for name in ("epsilon", "noise_multiplier", "noise_std") if t.given(f"privacy.{name}")]
+    if t["privacy.unit"] != "none" and len(given) != 1:
+        do = "Remove all but one." if given else "Add epsilon = 8.0 (for example) under [privacy]."
+        expected = "exactly one of epsilon, noise_multiplier and noise_std"
+        yield problem("privacy.epsilon", expected, " and ".join(given) or "none", do)
+
+
+@_reads("privacy.unit", "privacy.max_norm", "privacy.noise_std")
+def _noise_needs_a_clip(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.unit"] != "none" and t["privacy.max_norm"] == "none" and not t.given("privacy.noise_std"):
+        do = "Set max_norm = 1.0 (for example), or ask for bare noise with noise_std, which guarantees nothing."
+        yield problem("privacy.max_norm", "a clip, without which no noise is enough", 'max_norm = "none"', do)
+
+
+@_reads("privacy.unit", "local.epochs")
+def _public_steps(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.unit"] in LOCAL_UNITS and t.given("local.epochs"):
+        do = "Set steps instead: how many examples a silo has is private, and must not decide how long it trains."
+        yield problem("local.epochs", "a public number of steps with [privacy]", t.line("local.epochs"), do)
+
+
+@_reads("privacy.unit", "local.max_grad_norm")
+def _one_clip(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.unit"] in LOCAL_UNITS and t.given("local.max_grad_norm"):
+        do = (
+            "Remove max_grad_norm: [privacy] max_norm clips each unit, and nothing needs to be clipped after the noise."
+        )
+        yield problem("local.max_grad_norm", "one clip, that of [privacy]", t.line("local.max_grad_norm"), do)
+
+
+@_reads("privacy.unit", "server.weighting")
+def _uniform_weights(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.unit"] != "none" and t["server.weighting"] != "uniform":
+        do = 'Set weighting = "uniform" in [server], or leave it out: how many examples a silo has is private.'
+        yield problem("server.weighting", 'weighting = "uniform" with [privacy]', t.line("server.weighting"), do)
+
+
+@_reads("privacy.unit", "disclosure.loss")
+def _no_bare_loss(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.unit"] == "silo" and t["disclosure.loss"]:
+        do = "Set loss = false in [disclosure], or leave it out: it would be a release of its own that nobody charges."
+        yield problem("disclosure.loss", "loss = false where whole silos are protected", "loss = true", do)
+
+
+@_reads("privacy.unit", "privacy.sampling", "privacy.author_examples")
+def _authors_as_groups(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.unit"] == "author" and t["privacy.sampling"] == "examples" and not t.given("privacy.author_examples"):
+        do = "Add author_examples = 8 (for example) under [privacy]."
+        expected = 'author_examples, the size of a group, with sampling = "examples"'
+        yield problem("privacy.author_examples", expected, "none", do)
+
+
+@_reads("privacy.unit", "cohort.sampling", "cohort.minimum", "privacy.hide_cohort")
+def _sampled_silos(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.unit"] != "silo":
+        return
+    if t["privacy.hide_cohort"] and t["cohort.sampling"] != "poisson":
+        do = 'Set sampling = "poisson" in [cohort], or leave hide_cohort out.'
+        yield problem("privacy.hide_cohort", "silos drawn by independent coins", t.line("cohort.sampling"), do)
+    if t["cohort.sampling"] == "poisson" and t["cohort.minimum"] > 1:
+        do = "Set minimum = 1: a round that depends on how many silos the coins chose is not Poisson sampling."
+        yield problem("cohort.minimum", "minimum = 1 with sampled silos under [privacy]", t.line("cohort.minimum"), do)
 
 
 def _most_silos(t: Facts) -> int | None:

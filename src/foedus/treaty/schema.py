@@ -249,6 +249,57 @@ class Disclosure(Section):
     holdings: bool = Field(True, description="how many examples of each domain and label each silo holds")
 
 
+class Privacy(Section):
+    """[privacy]: whose presence is protected, and how well. Left out, nobody's is."""
+
+    unit: Literal["none", "example", "author", "silo"] = Field(
+        "none",
+        description="whose presence is protected, if anybody's",
+    )
+    epsilon: Positive | None = Field(None, description="of the whole treaty; the noise is found for it", examples=[8.0])
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="well below 1 / the number of units")
+    noise_multiplier: Positive | None = Field(
+        None, description="instead of epsilon: noise over clip norm", examples=[1.0]
+    )
+    noise_std: Positive | None = Field(
+        None, description="instead of epsilon: bare noise, in update units", examples=[0.01]
+    )
+    max_norm: Positive | Literal["none"] = Field(
+        1.0,
+        description="L2 norm to which each unit is clipped",
+        json_schema_extra=_says('a number > 0, or "none" beside noise_std, which then guarantees nothing'),
+    )
+    quantile: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="of the units' norms, which max_norm follows", examples=[0.5]
+    )
+    noise: Literal["gaussian", "discrete-gaussian"] = Field("gaussian", description="the second on a public grid")
+    noise_ratio: Positive = Field(1.0, description="the last round's noise over the first's")
+    bands: Count = Field(1, description="above 1: noise correlated over so many steps or rounds")
+    randomness: Literal["system", "simulated"] = Field(
+        "system", description='"simulated": noise from the seed, repeatable, and protecting nobody'
+    )
+    rate: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="of units in a local step; batch is the sum's divisor",
+        examples=[0.05],
+    )  # fmt: skip
+    rows: Count = Field(1, description="rows of max_length tokens that a unit brings to a step at most")
+    author_examples: Count | None = Field(None, description="examples an author keeps in a silo at most", examples=[8])
+    sampling: Literal["units", "examples"] = Field(
+        "units", description='what is drawn and clipped: authors, or their examples one by one ("examples")'
+    )
+    clipping: Literal["whole", "layers", "factors"] = Field("whole", description="what has a norm of its own")
+    shares: Annotated[tuple[Positive, ...], BeforeValidator(_tuple)] = Field(
+        (), description="of the budget, for each part in alphabetical order; left out, equal", examples=[[0.5, 0.5]]
+    )
+    placement: Literal["server", "silo", "shared"] = Field("server", description="who adds the noise")
+    hide_cohort: bool = Field(False, description="no record names who took part")
+    accept_noise: bool = Field(False, description="run although noise drowns what is learned")
+    public_text: Line | None = Field(
+        None, description="public source that chooses the modules to train", examples=["friends"]
+    )
+    keep_modules: Annotated[float, Field(gt=0, le=1)] = Field(0.25, description="share of the modules that are trained")
+
+
 class Performance(Section):
     """[performance]: bears on speed only, and is no part of the digest."""
 
@@ -261,6 +312,7 @@ class Performance(Section):
         description="silos trained side by side",
         json_schema_extra=_says('"auto" or an integer ≥ 1'),
     )
+    microbatch: Count = Field(32, description="rows that a private step sends through the model at once")
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -276,5 +328,6 @@ SECTIONS: dict[str, type[Section]] = {
     "cohort": Cohort,
     "evaluation": Evaluation,
     "disclosure": Disclosure,
+    "privacy": Privacy,
     "performance": Performance,
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from ..privacy.statement import statement as words
 from .core import Treaty
 
 _LEAKS = (
@@ -16,14 +18,38 @@ _LEAKS = (
 )
 
 
-def statement(treaty: Treaty) -> str:
-    """The guarantee in words. This version gives none, and says what that means."""
-    return f"No privacy guarantee: unit none, epsilon none. {_LEAKS}"
+def statement(treaty: Treaty, facts: Mapping[str, Any] | None = None) -> str:
+    """The guarantee in words, or that there is none. `facts`: of the treaty's privacy plan."""
+    if facts is None:
+        return f"No privacy guarantee: unit none, epsilon none. {_LEAKS}"
+    uncovered = "; ".join(not_covered(treaty))
+    beside = f" Not covered by the guarantee: {uncovered}." if uncovered else ""
+    return " ".join(words(facts, facts["epsilon"])) + beside
 
 
-def privacy(treaty: Treaty) -> dict[str, Any]:
-    """The guarantee as `summary.json` records it: unit, epsilon, delta, statement."""
-    return {"unit": "none", "epsilon": None, "delta": None, "statement": statement(treaty)}
+def privacy(treaty: Treaty, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The guarantee as `summary.json` records it: unit, epsilon, delta, statement, and how it was earned."""
+    if facts is None:
+        return {"unit": "none", "epsilon": None, "delta": None, "statement": statement(treaty)}
+    return {**facts, "statement": statement(treaty, facts), "not_covered": not_covered(treaty)}
+
+
+def not_covered(treaty: Treaty) -> list[str]:
+    """What reads private data and is not charged to the guarantee."""
+    often = treaty.evaluation.every <= treaty.algorithm.rounds
+    found = [
+        (treaty.disclosure.loss, "each silo's training loss"),
+        (treaty.disclosure.holdings, "how much each silo holds"),
+        (often, "the exact evaluation sums on each silo's validation share, and whatever is chosen by them (when to stop,"
+                " which round to keep, hyper-parameters)"),
+        (True, "the final evaluation sums on held-out examples"),
+        ("pooled" in treaty.evaluation.baselines, "the pooled baseline, which is for simulations"),
+        ("local" in treaty.evaluation.baselines, "the baselines of silos alone"),
+        (treaty.model.task == "sequence-classification", "the names of the labels"),
+        (True, "hyper-parameters that were tuned on the same data in earlier runs"),
+        (True, "how long a silo took, and that it failed"),
+    ]  # fmt: skip
+    return [what for holds, what in found if holds]
 
 
 def describe(treaty: Treaty, numbers: int | None = None) -> list[str]:
@@ -33,7 +59,7 @@ def describe(treaty: Treaty, numbers: int | None = None) -> list[str]:
 
 def _each_round(treaty: Treaty, numbers: int | None) -> list[str]:
     many = f"{numbers:,} numbers" if numbers is not None else "one number for each trained parameter"
-    lines = [f"its update, in every round it takes part in: {many}, unprotected"]
+    lines = [f"its update, in every round it takes part in: {many}, {_protected(treaty)}"]
     if treaty.server.weighting == "examples":
         most = treaty.server.max_weight
         capped = f", {most:g} at most" if most is not None else ""
@@ -42,6 +68,21 @@ def _each_round(treaty: Treaty, numbers: int | None) -> list[str]:
         lines.append("with its update: the sum of its training losses, and of how many targets")
         lines.append("its training loss, every round, under its name in the run's records")
     return lines
+
+
+def _protected(treaty: Treaty) -> str:
+    p = treaty.privacy
+    if p.unit == "none":
+        return "unprotected"
+    if p.max_norm == "none":
+        return "with noise that guarantees nothing"
+    if p.unit != "silo" or p.placement == "silo":
+        return "with noise that the silo added"
+    return (
+        "clipped, with a share of the noise"
+        if p.placement == "shared"
+        else "clipped, without noise until the coordinator adds it"
+    )
 
 
 def _evaluations(treaty: Treaty) -> list[str]:

@@ -1,0 +1,330 @@
+"""The privacy plan: sampler, clip, noise and accounting event, made together so that they cannot disagree.
+
+`make_plan(terms, source)` finds the noise multiplier for the ε that was asked, or the ε of the multiplier that was
+given. What the run then needs (`steps_at_silos`, `stages`, `mechanism`, `sampler`, `aggregator`) comes from the plan
+alone, and a test holds that nothing else makes them. Read `accountant.py` for ε, `statement.py` for the words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from ..errors import GuaranteeError
+from ..server.aggregators import Aggregator, ExpectedMean, WeightedMean
+from ..server.samplers import Sampler, SecretPoisson
+from ..stages.base import Stage, chain
+from ..stages.clip import Clip
+from ..stages.grid import Grid
+from ..stages.noise import AddNoise
+from ..stages.weigh import Weigh
+from . import accountant, events
+from .correlated import Banded, optimal, sensitivity
+from .mechanisms import AtSilos, Bare, Correlated, DiscreteGaussian, Gaussian, Mechanism
+from .noise import Source
+from .steps import Following, PrivateSteps, parts_of
+
+Event = Mapping[str, Any]
+NEIGHBOURS = "add or remove one"
+FINE = 2**-12
+"""The grid of discrete noise, as a share of the noise's standard deviation."""
+SWAMPED = 3.0
+"""A mean whose noise is so many times longer than the longest update it may hold says little about anything."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is asked for. Public numbers only.
+
+    `unit`: whose presence is protected. Exactly one of `epsilon` (> 0; the multiplier is found), `noise_multiplier` (>
+    0) and `noise_std` (> 0, in update units: a bare σ). `delta` in (0, 1). `max_norm`: the clip, > 0; None with a bare
+    σ means no clip and no guarantee. `ratio`: the last round's multiplier over the first's, declared before the run.
+
+    Inside silos (`unit` "example" or "author"): `steps` a round; `rate` q and `divisor` B as in `steps.py`; `rows` of
+    a unit in a step; `group`: when single examples are sampled to protect authors, the most examples one author has,
+    else 1. `clipping` and `shares`: see `parts_of`. `quantile`: the clip norm follows it. `bands`: > 1 for correlated
+    noise, in steps (inside silos) or rounds.
+
+    Whole silos (`unit` "silo"): `silos` that could take part, `expected` of them in a round (public: the mean's
+    divisor), `rate` of each one's taking part where nobody learns who did, else 1; `placement` of the noise: "server",
+    "silo" (each protects its own update), or "shared" (each adds a share, and only the sum is protected); `minimum` of
+    silos whose shares make the noise whole. `discrete`: integers on a public grid.
+    """
+
+    unit: Literal["example", "author", "silo"]
+    delta: float
+    rounds: int
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    noise_std: float | None = None
+    max_norm: float | None = 1.0
+    ratio: float = 1.0
+    steps: int = 1
+    rate: float = 1.0
+    divisor: float = 1.0
+    rows: int = 1
+    group: int = 1
+    clipping: Literal["whole", "layers", "factors"] = "whole"
+    shares: tuple[float, ...] = ()
+    quantile: float | None = None
+    bands: int = 1
+    silos: int = 1
+    expected: float = 1.0
+    placement: Literal["server", "silo", "shared"] = "server"
+    minimum: int = 1
+    discrete: bool = False
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("epsilon", "noise_multiplier", "noise_std") if getattr(self, name) is not None]
+        _check(len(given) == 1, "exactly one of epsilon, noise_multiplier and noise_std", " and ".join(given) or "none")
+        for name in (*given, "max_norm", "ratio", "divisor", "expected"):
+            value = getattr(self, name)
+            _check(value is None or 0 < value < math.inf, f"0 < {name} < ∞", f"{name}={value}")
+        _check(0 < self.delta < 1, "0 < delta < 1", f"delta={self.delta}")
+        _check(0 < self.rate <= 1, "0 < rate ≤ 1", f"rate={self.rate}")
+        for name in ("rounds", "steps", "rows", "group", "bands", "silos", "minimum"):
+            _check(getattr(self, name) >= 1, f"{name} ≥ 1", f"{name}={getattr(self, name)}")
+        _check(self.max_norm is not None or self.noise_std is not None, "a max_norm to clip to", "none")
+        _check(self.max_norm is not None or self.quantile is None, "a max_norm for the quantile to start from", "none")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        whole = self.unit == "silo"
+        _check(not self.discrete or (whole and self.rate == 1 and self.bands == 1),
+               "discrete noise for whole silos, all of them in every round", f"unit={self.unit!r}, rate={self.rate:g}",
+               "No tight accountant is known for sampled discrete noise: take the Gaussian.")  # fmt: skip
+        _check(self.bands == 1 or (self.ratio == 1 and self.quantile is None and self.group == 1),
+               "correlated noise with one multiplier and one clip norm", "a schedule, a quantile or a group",
+               "Leave them out, or take independent noise.")  # fmt: skip
+        _check(self.bands == 1 or not whole or self.placement == "server", "correlated noise at the server",
+               f"placement={self.placement!r}", "Place the noise at the server.")  # fmt: skip
+        _check(self.quantile is None or self.clipping == "whole", "one clip norm to follow a quantile",
+               f"clipping={self.clipping!r}", 'Clip "whole".')  # fmt: skip
+        _check(self.quantile is None or not self.discrete, "a fixed clip norm with discrete noise", "a quantile",
+               "Leave out the quantile.")  # fmt: skip
+        _check(not self.shares or self.clipping != "whole", "shares for several parts", "one part",
+               'Clip by "layers" or "factors".')  # fmt: skip
+
+    @property
+    def local(self) -> bool:
+        """Whether silos protect units of their own, step by step."""
+        return self.unit != "silo"
+
+    @property
+    def period(self) -> int:
+        """With correlated noise: a unit takes part in every so-manieth step or round."""
+        return max(1, round(1 / self.rate)) if self.local else 1
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """Terms with their noise. Make it with `make_plan`; `source` is where the noise and the secret coins come from."""
+
+    terms: Terms
+    multiplier: float
+    source: Source
+
+    # ---- what it costs ----
+
+    @property
+    def multipliers(self) -> tuple[float, ...]:
+        """The noise multiplier of each round."""
+        return _schedule(self.terms, self.multiplier)
+
+    @cached_property
+    def events(self) -> tuple[Event, ...]:
+        """What each round costs the unit that takes part in all of it."""
+        return round_events(self.terms, self.multiplier)
+
+    def event(self, rounds: int | None = None) -> Event:
+        """What the first `rounds` rounds cost together; all of them by default."""
+        return composed(self.events[:rounds])
+
+    @cached_property
+    def epsilon(self) -> accountant.Epsilon:
+        """ε of the whole run at the plan's δ."""
+        return accountant.epsilon(self.event(), self.terms.delta)
+
+    def noise_ratio(self, numbers: int) -> float:
+        """Length of the noise in a round's mean of whole silos over the longest update it may hold, for `numbers`
+        numbers.
+        """
+        t = self.terms
+        several = math.sqrt(t.expected) if t.placement == "silo" else 1.0
+        return math.sqrt(numbers) * max(self.multipliers) * several / t.expected
+
+    def check_silos(self, numbers: int, accepted: bool) -> None:
+        """Refuses a guarantee for whole silos whose noise drowns what is learned, unless that was `accepted`."""
+        ratio = self.noise_ratio(numbers)
+        if self.terms.local or ratio <= SWAMPED or accepted:
+            return
+        raise GuaranteeError(
+            f"noise of at most {SWAMPED:g} times the longest update, so that a guarantee on silos leaves a signal",
+            f"{ratio:,.0f} times, with {self.terms.silos} silos and {numbers:,} trained numbers",
+            'Protect examples or authors instead (unit = "example" or "author"), which few silos can afford; or train'
+            " fewer numbers with many more silos; or say accept_noise = true to see what it costs.",
+        )
+
+    @property
+    def at_silos(self) -> bool:
+        """Whether it is silos that add the noise."""
+        return self.terms.local or self.terms.placement != "server"
+
+    # ---- what a run needs, all of it from here ----
+
+    def steps_at_silos(self, names: Sequence[str]) -> PrivateSteps | None:
+        """The private steps of each silo for the parameters `names`; None where whole silos are protected."""
+        t = self.terms
+        if not t.local:
+            return None
+        norm = t.max_norm if t.max_norm is not None else math.inf
+        return PrivateSteps(
+            unit=t.unit, rate=t.rate, divisor=t.divisor, steps=t.steps, rows=t.rows,
+            parts=parts_of(names, t.clipping, norm, t.shares), multipliers=self.multipliers, source=self.source,
+            following=Following(t.quantile) if t.quantile is not None else None,
+            factors=self._factors, sensitivity=self._sensitivity, period=t.period,
+            bare_std=t.noise_std if t.max_norm is None else None,
+        )  # fmt: skip
+
+    def stages(self) -> tuple[Stage, ...]:
+        """What becomes of an update in its silo."""
+        t = self.terms
+        if t.local:
+            return (Weigh("uniform"),)
+        out: list[Stage] = []
+        if t.max_norm is not None:
+            out.append(Clip(t.max_norm, t.quantile, bit=0.5) if t.quantile is not None else Clip(t.max_norm))
+        if t.discrete:
+            out.append(Grid(self._step))
+        if t.placement != "server":
+            shares = 1 if t.placement == "silo" else t.minimum
+            step = self._step if t.discrete else None
+            out.append(AddNoise(chain(*out), self.multipliers, self.source, shares, step))
+        return tuple(out)
+
+    def mechanism(self) -> Mechanism:
+        """How the server releases the total."""
+        t = self.terms
+        if t.max_norm is None and not t.local:
+            return Bare(t.noise_std or 0.0, self.events, self.source)
+        if self.at_silos:
+            return AtSilos(t.unit, self.events)
+        if t.bands > 1 and self._factors is not None:
+            return Correlated(t.unit, self.multiplier, self._sensitivity, self._factors, self.events, self.source)
+        if t.discrete:
+            return DiscreteGaussian(t.unit, self.multipliers, self.events, self.source, self._step)
+        return Gaussian(t.unit, self.multipliers, self.events, self.source)
+
+    def sampler(self) -> Sampler | None:
+        """Who is asked, where that bears on the guarantee; None leaves it to the treaty."""
+        if self.terms.local or self.terms.rate == 1:
+            return None
+        return SecretPoisson(self.terms.rate, self.source)
+
+    def aggregator(self) -> Aggregator:
+        """How updates are added, and what their sum is divided by: for whole silos, a public expected count."""
+        return WeightedMean() if self.terms.local else ExpectedMean(self.terms.expected)
+
+    @property
+    def _step(self) -> float:
+        """The grid of discrete noise: so fine that rounding adds nothing one would notice."""
+        return min(self.multipliers) * (self.terms.max_norm or 1.0) * FINE
+
+    @property
+    def _factors(self) -> Banded | None:
+        return optimal(_length(self.terms), self.terms.bands) if self.terms.bands > 1 else None
+
+    @property
+    def _sensitivity(self) -> float:
+        return 1.0 if self._factors is None else _sensitivity(self.terms, self._factors)
+
+
+def make_plan(terms: Terms, source: Source) -> PrivacyPlan:
+    """The plan for these terms. Raises `GuaranteeError` where no noise gives the ε that was asked."""
+    if terms.noise_multiplier is not None:
+        return PrivacyPlan(terms, terms.noise_multiplier, source)
+    if terms.noise_std is not None:
+        return PrivacyPlan(terms, terms.noise_std / (terms.max_norm or 1.0), source)  # a bare σ is z times the bound
+    assert terms.epsilon is not None
+    multiplier = accountant.calibrate(lambda z: composed(round_events(terms, z)), terms.epsilon, terms.delta)
+    return PrivacyPlan(terms, multiplier, source)
+
+
+def round_events(terms: Terms, multiplier: float) -> tuple[Event, ...]:
+    """What each round costs, for the multiplier of the first round."""
+    if terms.max_norm is None:
+        return (events.none("nothing is clipped, so no noise covers what one unit can do"),) * terms.rounds
+    if terms.bands > 1:  # one Gaussian for all rounds: paid with the first
+        return (events.gaussian(multiplier), *(events.together(),) * (terms.rounds - 1))
+    return tuple(_round_event(terms, z) for z in _schedule(terms, multiplier))
+
+
+def composed(rounds: Sequence[Event]) -> Event:
+    """Rounds one after another; equal ones counted, so that the accountant composes them at once."""
+    runs: list[tuple[Event, int]] = []
+    for event in rounds:
+        if runs and runs[-1][0] == event:
+            runs[-1] = event, runs[-1][1] + 1
+        else:
+            runs.append((event, 1))
+    return events.together(*(events.repeat(event, times) for event, times in runs))
+
+
+def _round_event(t: Terms, z: float) -> Event:
+    if not t.local:
+        if t.discrete:
+            return events.zcdp(_zcdp(t, z))
+        return events.poisson(t.rate, events.gaussian(z)) if t.rate < 1 else events.gaussian(z)
+    if t.group > 1:  # single examples sampled, authors protected: Charles et al. 2024 (arXiv 2407.07737)
+        chances = tuple(math.comb(t.group, j) * t.rate**j * (1 - t.rate) ** (t.group - j) for j in range(t.group + 1))
+        return events.repeat(events.mixture(z, tuple(map(float, range(t.group + 1))), chances), t.steps)
+    step = events.poisson(t.rate, events.gaussian(z)) if t.rate < 1 else events.gaussian(z)
+    return events.repeat(step, t.steps)
+
+
+def _zcdp(t: Terms, z: float) -> float:
+    """ρ of discrete noise. Shares of m silos: Kairouz, Liu and Steinke 2021 (arXiv 2102.06387), theorem 1; the term τ
+    d is below 1e-30 for the grid used here, whose σ is at least 2¹² / √m steps, and is left to the rounding up of z.
+    """
+    return 1 / (2 * z**2)
+
+
+def _schedule(t: Terms, first: float) -> tuple[float, ...]:
+    """Multipliers that grow or fall by a constant factor from round to round."""
+    return tuple(first * t.ratio ** (r / max(1, t.rounds - 1)) for r in range(t.rounds))
+
+
+def _length(t: Terms) -> int:
+    """How many releases the correlated noise runs over."""
+    return t.rounds * t.steps if t.local else t.rounds
+
+
+def _sensitivity(t: Terms, factors: Banded) -> float:
+    """Of a unit that takes part in every `period`-th release."""
+    length = _length(t)
+    return sensitivity(factors.coefficients, length, t.period, -(-length // t.period))
+
+
+def _check(holds: bool, expected: str, came: str, do: str = "Correct it in [privacy].") -> None:
+    if not holds:
+        raise GuaranteeError(expected, came, do)
+
+
+def facts(plan: PrivacyPlan) -> dict[str, Any]:
+    """The plan as plain numbers, for records and programs."""
+    t, epsilon = plan.terms, plan.epsilon
+    finite = math.isfinite(epsilon.upper)
+    return {
+        "unit": t.unit, "neighbours": NEIGHBOURS, "delta": t.delta,
+        "epsilon": epsilon.upper if finite else None,
+        "epsilon_lower": epsilon.lower if finite else None,
+        "epsilon_rdp": epsilon.rdp if math.isfinite(epsilon.rdp) else None,
+        "noise_multiplier": plan.multiplier if t.max_norm is not None else None,
+        "sampling_rate": t.rate, "steps": t.steps * t.rounds if t.local else t.rounds,
+        "terms": {key: value for key, value in asdict(t).items()},
+        "simulated_noise": plan.source.simulated,
+        "event": plan.event(),
+    }  # fmt: skip

@@ -1,0 +1,99 @@
+"""A guarantee in plain words, from the facts of a plan as a ledger records them: unit, neighbours, adversary, ε, δ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Facts = Mapping[str, Any]
+
+UNITS = {
+    "example": "one example (a row of a silo's data, with all its windows)",
+    "author": "one author (everything that one author wrote in one silo)",
+    "silo": "one silo (all that it holds)",
+}
+SIMULATED = (
+    "SIMULATED NOISE: it was drawn from the treaty's seed, so whoever knows the seed can take it off. The figures say"
+    " what real noise would cost; nobody is protected by this run."
+)
+UNBOUNDED = "No guarantee: noise was added, but what one unit can do to it was not limited, so no epsilon holds."
+AGAINST_ALL = (
+    "Against: whoever sees everything that leaves a silo, in every round: the coordinator, other silos, and all who get"
+    " the model, together, with any knowledge of their own. Trusted: the silo itself, its machine and its random"
+    " numbers."
+)
+NOT_PROMISED = (
+    "Not promised: that nothing can be learned about a person from what others wrote, or from many examples of one"
+    " person."
+)
+
+
+def statement(facts: Facts, epsilon: float | None) -> list[str]:
+    """Sentences. `epsilon`: what was spent, its upper end; None or infinite where there is no guarantee."""
+    simulated = [SIMULATED] if facts.get("simulated_noise") else []
+    if epsilon is None or not math.isfinite(epsilon):
+        return [*simulated, UNBOUNDED]
+    unit = str(facts["unit"])
+    return [
+        *simulated,
+        f"Differential privacy with epsilon = {_up(epsilon)} and delta = {facts['delta']:g}, for the presence of"
+        f" {UNITS[unit]}.",
+        f"Neighbours: two collections of data of which one has one {unit} more ({facts['neighbours']}).",
+        _adversary(facts),
+        _mechanism(facts),
+        *_beyond(unit),
+    ]
+
+
+def _adversary(facts: Facts) -> str:
+    terms = facts["terms"]
+    if facts["unit"] != "silo" or terms["placement"] == "silo":
+        return AGAINST_ALL
+    if terms["placement"] == "shared":
+        return (
+            f"Against: whoever sees only the sum of at least {terms['minimum']} updates, in every round, and the model."
+            " The coordinator of this version sees each update with a share of the noise alone: against it this"
+            " guarantee does not hold."
+        )
+    secret = ", and nobody else learns who took part" if terms["rate"] < 1 else ""
+    return (
+        "Against: whoever sees the released models of all rounds, with any knowledge of their own. Trusted: the"
+        f" coordinator, which sees every update before it adds the noise{secret}."
+    )
+
+
+def _mechanism(facts: Facts) -> str:
+    terms, rate = facts["terms"], facts["sampling_rate"]
+    kind = "correlated Gaussian" if terms["bands"] > 1 else "discrete Gaussian" if terms["discrete"] else "Gaussian"
+    drawn = "every unit in all of it" if rate == 1 else f"each unit in a step with probability {rate:g}"
+    if terms["bands"] > 1 and rate < 1:
+        drawn = f"each unit in every {round(1 / rate)}th step, and none by chance"
+    what = "steps in each silo" if facts["unit"] != "silo" else "rounds"
+    return (
+        f"How: {facts['steps']:,} {what}, {drawn}, clipped, with {kind} noise of multiplier"
+        f" {facts['noise_multiplier']:.3f}."
+    )
+
+
+def _beyond(unit: str) -> list[str]:
+    """What a reader may think is promised, and is not."""
+    lines = [NOT_PROMISED]
+    if unit == "example":
+        lines.append("Several examples of one author or one case are protected as a group only: a larger epsilon.")
+    if unit == "author":
+        lines.append(
+            "Whoever writes in several silos, or under several names, spends the epsilon of each: they add up."
+        )
+    if unit != "silo":
+        lines.append("Each silo spends its own budget; silos do not add up for a unit that is in one silo alone.")
+    return lines
+
+
+def _up(epsilon: float) -> str:
+    """To two places, never down.
+
+    >>> _up(7.991)
+    '8.00'
+    """
+    return f"{math.ceil(epsilon * 100 - 1e-9) / 100:.2f}"
