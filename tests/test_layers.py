@@ -20,7 +20,7 @@ LAYERS = [
     "treaty build estimate",
     "report listing",
     "execute progress",
-    "trainer cli",
+    "trainer cli cli_privacy console",
     "__main__",
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms.split()}
@@ -96,7 +96,7 @@ def test_an_algorithm_imports_no_sibling():
 
 
 def test_only_build_and_what_stands_above_it_reads_a_treaty():
-    above = {"treaty", "build", "estimate", "report", "listing", "execute", "progress", "trainer", "cli"}
+    above = {"treaty", "build", "estimate", "report", "listing", "execute", "progress", "trainer", "cli", "cli_privacy"}
     for file in FILES:
         assert room_of(file) in above or ("treaty", True) not in set(imports(file)), file
 

@@ -27,7 +27,7 @@ from .data import (
 )  # fmt: skip
 from .data.readers import ROLES
 from .engines import InProcess
-from .errors import DataError, ModelError
+from .errors import DataError, GuaranteeError, ModelError
 from .lm.adapters import Full, LoRA, attach
 from .lm.bench import Bench
 from .lm.load import Base, load_base
@@ -149,6 +149,17 @@ def federation(
         seed=treaty.seed,
         minimum=treaty.cohort.minimum,
     )
+
+
+def planned(treaty: Treaty) -> PrivacyPlan:
+    """The plan of a treaty that protects somebody, without its model; raises `GuaranteeError` for one that does not."""
+    silos = 1 if treaty.privacy.unit in ("none", "example", "author") else len(silo_splits(treaty))
+    made = privacy_plan(treaty, silos)
+    if made is None:
+        raise GuaranteeError(
+            "a treaty with a [privacy] section", "one without", 'Add unit = "example" and epsilon = 8.0.'
+        )
+    return made
 
 
 def privacy_plan(treaty: Treaty, silos: int) -> PrivacyPlan | None:

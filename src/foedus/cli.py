@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
@@ -10,20 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from .cli_privacy import app as privacy_app
+from .console import AsJson, RunPath, TreatyFile, err, out, print_json
 from .errors import FoedusError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Federated fine-tuning of language models that organisations can actually trust.",
 )  # fmt: skip
-out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
-
-TreatyFile = Annotated[Path, typer.Argument(metavar="TREATY", help="A treaty, in TOML.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+app.add_typer(privacy_app, name="privacy")
 
 
 class What(StrEnum):
@@ -47,7 +43,7 @@ def check(treaty: TreatyFile, as_json: AsJson = False) -> None:
     place = _built(resolved)
     cost, guarantee = estimate(place), _guarantee(place)
     if as_json:
-        _print_json({
+        print_json({
             "treaty": resolved.tables(), "digest": resolved.digest(), "leaves": describe(resolved, cost.parameters),
             "estimate": vars(cost), "statement": statement(resolved, guarantee), "privacy": guarantee,
         })  # fmt: skip
@@ -104,7 +100,7 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
     page = write_report(folder.path)
     summary = folder.read_json("summary.json")
     if as_json:
-        _print_json({"report": str(page), "summary": summary})
+        print_json({"report": str(page), "summary": summary})
         return
     if summary is not None:
         out.print(summary_lines(summary))
@@ -118,7 +114,7 @@ def list_(what: Annotated[What, typer.Argument()], as_json: AsJson = False) -> N
 
     rows = LISTINGS[what.value]()
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
@@ -139,7 +135,7 @@ def fetch(
         with _downloads(name) as progress:
             fetched[name] = str(bring(name, progress=progress))
     if as_json:
-        _print_json(fetched)
+        print_json(fetched)
     else:
         for name, folder in fetched.items():
             out.print(f"{name}: {folder}", markup=False)
@@ -184,7 +180,7 @@ def _carry_out(folder: Any, place: Any, round: int | None, as_json: bool) -> Non
     for event in shown(execute(folder, place, round=round), console=err):
         summary = dict(event.row) if event.kind == "done" else summary
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
     out.print(summary_lines(summary))
     out.print(f"Adapter: {folder.path / 'adapter'}\nReport:  {folder.path / 'report.html'}", markup=False)
@@ -220,7 +216,3 @@ def _downloads(name: str) -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=f"{name}: {what}", completed=done, total=total)
 
         yield progress
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))

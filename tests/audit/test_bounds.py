@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, norm
 
 from foedus.audit import bounds
 from foedus.audit.bounds import METHODS, Guess, Scores, ceiling, curve, ideal, lower_bounds, p_value
@@ -14,9 +14,9 @@ from foedus.audit.bounds import METHODS, Guess, Scores, ceiling, curve, ideal, l
 DELTA = 1e-5
 # ../shared/peers/differential-privacy.md, section 5, "Audit power ceiling", columns 1000 canaries
 PEERS = {
-    2: {"one-run": 0.48, "one-run f-DP": 0.62, "Clopper-Pearson": 0.30, "Gaussian fit": 0.91},
-    4: {"one-run": 1.20, "one-run f-DP": 1.60, "Clopper-Pearson": 1.00, "Gaussian fit": 2.88},
-    8: {"one-run": 2.15, "one-run f-DP": 3.07, "Clopper-Pearson": 1.99, "Gaussian fit": 6.78},
+    2: {"one-run": 0.48, "f-DP one-run": 0.62, "Clopper-Pearson": 0.30, "Gaussian fit": 0.91},
+    4: {"one-run": 1.20, "f-DP one-run": 1.60, "Clopper-Pearson": 1.00, "Gaussian fit": 2.88},
+    8: {"one-run": 2.15, "f-DP one-run": 3.07, "Clopper-Pearson": 1.99, "Gaussian fit": 6.78},
 }
 
 
@@ -75,6 +75,29 @@ def test_the_one_run_p_value_is_the_theorem():
     assert bounds.one_run_p(guess, 1.0, 0.0) == pytest.approx(tail)
     alpha = max(sum(binom.pmf(k, 40, chance) for k in range(33 - i, 33)) / i for i in range(1, 34))
     assert bounds.one_run_p(guess, 1.0, 1e-4) == pytest.approx(tail + 2 * 100 * 1e-4 * alpha)
+
+
+def test_the_f_dp_recursion_is_the_papers_by_hand():
+    """Two right of three guesses on ten canaries: two rounds of the loop."""
+    mu, level = 0.1, 0.3
+
+    def less(x):
+        return norm.cdf(norm.ppf(x) - mu)
+
+    r, h = level * 2 / 10, level * 1 / 10
+    h1 = max(h, less(r))
+    r1 = r + 1 / 2 * (h1 - h)
+    h2 = max(h1, less(r1))
+    assert h < h1 < h2
+    assert bounds.fdp_mass(Guess(10, 3, 2), mu, level) == pytest.approx(r1 + h2)
+
+
+def test_a_limit_at_a_threshold_from_the_scores_themselves_is_exact():
+    """The share of a uniform variable beyond the third largest of 20: wrong exactly as often as it says."""
+    generator = np.random.default_rng(0)
+    tops = [np.sort(generator.random(20))[::-1] for _ in range(2000)]
+    wrong = sum(1 - x[2] > bounds._limits(Scores(x, x), 0.1, 0.2)[1] for x in tops)
+    assert binomtest(wrong, 2000, 0.2).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("name", METHODS)

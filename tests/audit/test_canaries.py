@@ -15,11 +15,13 @@ from foedus.audit import bounds, canaries
 from foedus.audit.bounds import METHODS, ceiling, gaussian_mu
 from foedus.audit.canaries import Planted, Tensor, extract, gradient_canaries, plant, run, sampling
 from foedus.audit.membership import documents_of, read, select
-from foedus.errors import ModelError
+from foedus.errors import GuaranteeError, ModelError
 from foedus.lm.adapters import LoRA, attach
 from foedus.lm.bench import Bench
 from foedus.lm.load import load_base
 from foedus.lm.objectives import concat, make_objective
+from foedus.privacy.noise import SimulatedSource, SystemSource
+from foedus.privacy.steps import Following, PrivateSteps, parts_of
 
 from ..conftest import sentences
 from .test_membership import encode, overfit
@@ -119,7 +121,7 @@ def test_a_part_without_room_is_left_alone_and_without_any_room_there_are_no_can
 def test_a_sound_mechanism_passes_every_check():
     tensors = layout(Z)
     failed = [failures(trial(honest(tensors), tensors, count=50, steps=5, rate=0.5, seed=s)) for s in range(100)]
-    assert sum(map(bool, failed)) <= 3  # four checks, each wrong once in a thousand
+    assert sum(map(bool, failed)) <= 3  # five checks, each wrong once in a thousand
 
 
 def test_a_public_divisor_and_float32_releases_change_nothing():
@@ -155,6 +157,7 @@ def planted_bugs(tensors):
         return total + std * generator.uniform(-math.sqrt(3), math.sqrt(3), d)
 
     size, fresh = "the noise has the stated size on every tensor", "the noise is fresh in every step"
+    once = "the sum goes in once, unscaled"
     return {
         "noise halved": (lambda x, g: x + (plain(x, g) - x) / 2, size),
         "noise 5 % too small": (lambda x, g: x + 0.95 * (plain(x, g) - x), size),
@@ -164,7 +167,8 @@ def planted_bugs(tensors):
         "seed reused in every third step": (alternating, fresh),
         "one seed for all tensors": (twin, "no two tensors get the same noise"),
         "noise that is not Gaussian": (uniform, "the noise is Gaussian"),
-        "divided by the batch's true size": (lambda x, g: plain(x, g) * 64 / 61, size),
+        "divided by the batch's true size": (lambda x, g: plain(x, g) * 64 / 61, once),
+        "the sum counted twice": (lambda x, g: plain(2 * x, g), once),
     }
 
 
@@ -185,7 +189,7 @@ def test_halved_noise_breaks_the_stated_epsilon_too():
 
 def test_noise_that_is_correlated_on_purpose_is_not_asked_to_be_fresh():
     names = {check.name for check in trial(honest(layout(Z)), layout(Z), steps=3, independent=False).checks}
-    assert "the noise is fresh in every step" not in names and len(names) == 3
+    assert "the noise is fresh in every step" not in names and len(names) == 4
 
 
 def test_the_mechanism_gets_a_copy_and_a_wrong_shape_is_refused():
@@ -196,6 +200,37 @@ def test_the_mechanism_gets_a_copy_and_a_wrong_shape_is_refused():
     assert "the noise has the stated size on every tensor" in failures(trial(greedy, layout(Z)))
     with pytest.raises(ValueError, match="shape"):
         trial(lambda x, g: x[:-1], layout(Z))
+
+
+SHAPES = {"layers.0.a": (40, 20), "layers.1.a": (30, 30), "head": (10, 90)}
+
+
+def plan(z=Z, **more) -> PrivateSteps:
+    parts = parts_of(list(SHAPES), "layers", 0.7, (0.5, 0.3, 0.2))
+    rest = {"rows": 1, "parts": parts, "multipliers": (z,), "source": SystemSource()} | more
+    return PrivateSteps("example", rate=0.5, divisor=32.0, steps=4, **rest)
+
+
+@pytest.mark.parametrize("more", [{}, {"following": Following()}, {"sensitivity": 1.3}])
+def test_the_private_steps_of_a_plan_pass_and_reach_the_ceiling(more):
+    steps = plan(**more)
+    tensors, step = canaries.mechanism(steps, SHAPES)
+    tried = trial(step, tensors, count=700, scale=steps.divisor, seed=2)
+    assert not failures(tried)
+    growth = steps.following.growth if steps.following else 1.0
+    assert tried.multiplier == pytest.approx(Z * steps.sensitivity * growth)
+    if not more:
+        assert bounds.gaussian_fit(tried.scores, DELTA).epsilon > 0.8 * ceiling(bounds.gaussian_fit, 8.0, DELTA, 700)
+
+
+def test_private_steps_that_do_not_do_as_their_plan_says_are_caught():
+    source = SimulatedSource(3)
+    tensors, step = canaries.mechanism(plan(source=source), SHAPES)
+    assert failures(trial(step, tensors, steps=3, count=50, scale=32.0)) == {"the noise is fresh in every step"}
+    tensors, step = canaries.mechanism(plan(), SHAPES)
+    assert "the sum goes in once, unscaled" in failures(trial(step, tensors, count=50, scale=31.0))
+    with pytest.raises(GuaranteeError, match="without a clip"):
+        canaries.mechanism(plan(bare_std=1.0), SHAPES)
 
 
 def test_poisson_sampling_passes_and_shuffling_is_caught():
@@ -328,7 +363,9 @@ def test_records_for_the_page_are_plain_json(bench, planted, released):
         canaries.extraction_record(extract(bench, released, inside, "random", prefix=6, suffix=6, show=1)),
         canaries.exposure_record(canaries.exposure(bench, released, planted, inside, seed=0)),
         *[canaries.check_record(check) for check in tried.checks],
-        *[canaries.bound_record(bound, "gradient", 2.2) for bound in bounds.lower_bounds(tried.scores, DELTA)],
+        *canaries.bound_records(tried.scores, "gradient", 8.0, DELTA),
     ]
     said = json.loads(json.dumps(records, allow_nan=False))
     assert said[0]["examples"][0]["source"] == "canary" and said[2]["passed"] and said[-1]["estimate"]
+    assert all(0 < record["ceiling"] < 8 for record in said[-4:]) and list(METHODS) == [x["method"] for x in said[-4:]]
+    assert canaries.bound_records(tried.scores, "input", None, DELTA)[0]["ceiling"] is None

@@ -51,6 +51,18 @@ def test_lira_finds_members_that_the_loss_hardly_finds(setting):
     assert said["lira"].note == "8 shadow adapters"
 
 
+def test_lira_asks_only_the_shadows_that_never_saw_a_text(setting):
+    bench, members, others, released, made = setting
+    data = concat([members, others])
+    target = membership.read(bench, released, data, seed=1)
+    said = np.stack([-membership.read(bench, params, data, seed=1).loss for params in made.params])
+    x = -target.loss[3]
+    outside = [row[3] for row, inside in zip(said, made.inside, strict=True) if not inside[3]]
+    spread = np.sqrt(np.mean([said[~made.inside[:, i], i].var(ddof=1) for i in range(80)]))
+    score = membership.lira(bench, target, data, made, seed=1)[3]
+    assert len(outside) == 4 and score == pytest.approx((x - np.mean(outside)) / spread)
+
+
 def test_lira_finds_nobody_without_training(setting):
     bench, members, others, _, made = setting
     said = {a.name: a for a in infer(bench, bench.start(), bench.start(), members, others, seed=1, shadows=made)}

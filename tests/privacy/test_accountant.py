@@ -8,6 +8,8 @@ import warnings
 
 import numpy as np
 import pytest
+from dp_accounting import dp_event
+from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -118,7 +120,7 @@ def test_several_gaussians_on_one_sample_are_one_sampled_gaussian():
 
 
 @FEW
-@given(st.floats(0.002, 0.3), st.floats(0.6, 3.0), st.integers(2, 300), st.floats(1.05, 2.0))
+@given(st.floats(0.002, 0.3), st.floats(0.6, 3.0), st.integers(2, 100), st.floats(1.05, 2.0))
 def test_it_costs_more_to_sample_more_to_step_more_and_to_add_less_noise(rate, multiplier, times, more):
     here = accountant.upper(steps(rate, multiplier, times), 1e-5)
     slack = 2e-3 * here + 1e-9
@@ -164,19 +166,14 @@ def test_a_mixture_costs_less_than_its_longest_length_always_would():
     assert costs[0] < costs[1] < costs[2]
 
 
-def test_fractional_orders_agree_with_the_series_of_dp_accounting():
-    orders = np.array([2.0, 3.0, 7.0, 10.0])
-    part = (0.9, (0.0, 1.0), (0.936, 0.064))
-    card = [
-        math.log(
-            sum(
-                math.comb(a, j) * 0.936 ** (a - j) * 0.064**j * math.exp(j * (j - 1) / (2 * 0.81)) for j in range(a + 1)
-            )
-        )
-        / (a - 1)
-        for a in (2, 3, 7, 10)
-    ]  # card 00
-    assert accountant._by_quadrature(part, orders) == pytest.approx(card, rel=1e-9)
+@pytest.mark.parametrize(("rate", "multiplier"), [(0.064, 0.9), (0.001, 0.5), (0.5, 4.0)])
+def test_renyi_divergences_are_those_of_dp_accounting(rate, multiplier):
+    theirs = RdpAccountant(accountant._ORDERS)
+    theirs.compose(dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(multiplier)))
+    ours = accountant._divergences(accountant._bill(events.poisson(rate, events.gaussian(multiplier))))
+    there = np.isfinite(theirs.rdp)  # its series does not converge at some fractional orders, and it leaves those out
+    assert there.sum() > 240 and ours[there] == pytest.approx(theirs.rdp[there], rel=1e-6)
+    assert np.isfinite(ours).all() and (np.diff(ours) >= -1e-12).all()
 
 
 # Groups.
@@ -270,7 +267,7 @@ def test_discrete_noise_has_bounds_too():
 
 
 @pytest.mark.parametrize(
-    ("rate", "times", "epsilon"), [(0.064, 320, 8.0), (0.064, 320, 1.0), (0.01, 1000, 2.0), (1e-3, 2000, 0.5)]
+    ("rate", "times", "epsilon"), [(0.064, 320, 8.0), (0.064, 320, 1.0), (0.01, 1000, 2.0), (0.01, 200, 0.5)]
 )
 def test_calibrated_noise_is_enough_and_hardly_more(rate, times, epsilon):
     multiplier = accountant.calibrate(lambda z: steps(rate, z, times), epsilon, 1e-5)

@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import random as python_random
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from randomgen import AESCounter
 from scipy import stats
 
 from foedus import seeds
@@ -214,7 +216,7 @@ def test_nothing_that_is_printed_tells_the_key(capfd):
     generator = fresh()
     words = f"{generator!r} {generator} {SystemSource()!r} {vars(SystemSource())}"
     state = json.dumps(generator.bit_generator.state, default=lambda x: np.asarray(x).tolist())
-    assert not [number for number in __import__("re").findall(r"\d{6,}", state) if number in words]
+    assert not [number for number in re.findall(r"\d{6,}", state) if number in words]
     assert capfd.readouterr() == ("", "")
 
 
@@ -223,6 +225,12 @@ def test_the_key_has_128_bits_of_the_operating_system(monkeypatch):
     monkeypatch.setattr(noise.secrets, "randbits", lambda bits: asked.append(bits) or 7)
     same = SystemSource().generator("x").bytes(16) == SystemSource().generator("y").bytes(16)
     assert sum(asked) == 256 and same  # 128 for each of two calls, and nothing else decides what is drawn
+
+
+def test_the_cipher_gives_the_known_answer_of_the_standard():
+    key, block = bytes(range(16)), bytes.fromhex("00112233445566778899aabbccddeeff")  # FIPS 197, appendix C.1
+    cipher = AESCounter(key=np.frombuffer(key, np.uint64), counter=int.from_bytes(block, "little"))
+    assert np.random.Generator(cipher).bytes(16).hex() == "69c4e0d86a7b0430d8cdb78070b4c55a"
 
 
 def test_simulated_noise_says_so_and_can_be_repeated():

@@ -59,7 +59,8 @@ AUDIT: dict[str, Any] = {
     "canaries": {
         "count": 200, "inserted": 101, "confidence": 0.95,
         "exposure": [
-            {"kind": "random tokens", "canaries": 50, "mean": 1.91, "max": 6.12, "most_possible": 9.97, "baseline": 1.44}
+            {"kind": "random tokens", "canaries": 50, "mean": 1.91, "max": 6.12, "most_possible": 9.97,
+             "baseline": 1.44}
         ],
         "extraction": [
             {"kind": "random tokens", "tried": 50, "exact": 0, "tokens": 0.08, "prefix": 8,
@@ -95,10 +96,13 @@ AUDIT: dict[str, Any] = {
 Change = Callable[[dict[str, Any]], None]
 
 
-def changed(change: Change | None = None) -> dict[str, Any]:
+def changed(change: Change) -> dict[str, Any]:
+    """The audit with a change, and without curves, which take long to draw."""
     audit = copy.deepcopy(AUDIT)
-    if change:
-        change(audit)
+    for attack in audit["membership"]["attacks"]:
+        attack["curve"] = []
+    audit["inversion"]["rows"] = audit["inversion"]["rows"][-1:]
+    change(audit)
     return audit
 
 
@@ -239,13 +243,17 @@ def test_exposure_and_extraction_are_shown_as_measured(whole):
 
 
 def test_every_inversion_has_its_row_and_the_example_its_text(whole):
-    section = whole.root.section("inversion")
-    lines = section.all("table")[0].all("tbody")[0].all("tr")
+    example, table = whole.root.section("inversion").all("table")
+    lines = table.all("tbody")[0].all("tr")
     assert len(lines) == len(AUDIT["inversion"]["rows"])
-    first = [cell for cell in lines[0].inside if "data-value" in cell.attributes]
-    assert values(first) == [1, 1.0, 1.0, 1.0, 0.9, 1.0, 0.4]
-    assert texts(lines[-1].inside)[-6:-4] == ["–", "75 %"]
-    assert section.text.count("the patient has diabetes") == 3
+    assert values(lines[0].inside[1:]) == [1, 1.0, 1.0, 1.0, 0.9, 1.0, 0.4]
+    assert texts(lines[-1].inside)[1:5] == ["1", "–", "75 %", "–"] and "no order" in lines[-1].text
+    told = [texts(line.inside) for line in example.all("tbody")[0].all("tr")]
+    sentence = AUDIT["inversion"]["sentence"]
+    assert told == [
+        ["span", "LoRA, rank 8", sentence, sentence],
+        ["span", "LoRA, rank 8; noise 1", sentence, "nothing"],
+    ]
 
 
 def test_only_what_was_tried_at_several_batch_sizes_is_drawn(whole):
@@ -258,9 +266,10 @@ def test_every_check_has_its_outcome_and_its_p(whole):
     assert [cell.text for cell in table[1].inside[1:]] == ["passed", "0.41"]
     assert [cell.text for cell in table[2].inside[1:]] == ["passed", "–"]
     failed = page_of(changed(set_at("checks", 0, "passed", value=False))).root.section("checks")
-    assert len(failed.all("td", class_="failed")) == 1 and "1 of 2" in page_of(
-        changed(set_at("checks", 0, "passed", value=False))
-    ).root.section("verdict").text
+    assert (
+        len(failed.all("td", class_="failed")) == 1
+        and "1 of 2" in page_of(changed(set_at("checks", 0, "passed", value=False))).root.section("verdict").text
+    )
 
 
 def test_the_bound_on_reconstruction_is_named_with_its_source(whole):
@@ -320,22 +329,23 @@ def test_words_that_look_like_markup_are_only_words():
 
 
 def test_headings_go_down_one_level_at_a_time():
-    levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", render(AUDIT))]
+    levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", render(changed(lambda audit: None)))]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
 
 
 def test_the_same_audit_gives_the_same_bytes():
-    assert render(AUDIT) == render(changed())
+    assert render(AUDIT) == render(copy.deepcopy(AUDIT))
 
 
 # ---- files ----
 
 
 def test_the_page_is_written_beside_the_audit(tmp_path: Path):
-    (tmp_path / "audit.json").write_text(json.dumps(AUDIT))
+    audit = changed(lambda audit: audit.pop("canaries"))
+    (tmp_path / "audit.json").write_text(json.dumps(audit))
     assert write_audit(tmp_path) == tmp_path / "audit.html"
-    assert (tmp_path / "audit.html").read_text() == render(AUDIT)
+    assert (tmp_path / "audit.html").read_text() == render(audit)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["audit.html", "audit.json"]
 
 
@@ -353,7 +363,8 @@ def test_a_folder_without_an_audit_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "path", [("canaries", "extraction", 0, "examples", 0), ("inversion", "examples", 1), ("extraction", 0, "examples", 0)]
+    "path",
+    [("canaries", "extraction", 0, "examples", 0), ("inversion", "examples", 1), ("extraction", 0, "examples", 0)],
 )
 @pytest.mark.parametrize("source", ["silo", "", None])
 def test_text_that_is_no_example_never_reaches_a_page(tmp_path: Path, path: tuple, source: str | None):
@@ -369,7 +380,7 @@ def test_text_that_is_no_example_never_reaches_a_page(tmp_path: Path, path: tupl
 
 
 def test_an_earlier_page_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch):
-    (tmp_path / "audit.json").write_text(json.dumps(AUDIT))
+    (tmp_path / "audit.json").write_text(json.dumps(changed(lambda audit: audit.pop("canaries"))))
     first = write_audit(tmp_path).read_bytes()
 
     def full_disk(*_: object) -> None:

@@ -113,11 +113,11 @@ def one_run_fdp(scores: Scores, delta: float, confidence: float = 0.95) -> Bound
     """
 
     def refuted(guess: Guess, epsilon: float, level: float) -> bool:
-        return _fdp_refutes(guess, gaussian_mu(epsilon, delta), level)
+        return fdp_mass(guess, gaussian_mu(epsilon, delta), level) > guess.guesses / guess.canaries
 
     epsilon = _best(guesses(scores), refuted, confidence)
     assumes = "each canary's fair coin; a Gaussian trade-off curve"
-    return Bound("one-run f-DP", epsilon, delta, confidence, len(scores), assumes)
+    return Bound("f-DP one-run", epsilon, delta, confidence, len(scores), assumes)
 
 
 def clopper_pearson(scores: Scores, delta: float, confidence: float = 0.95) -> Bound:
@@ -142,9 +142,17 @@ def gaussian_fit(scores: Scores, delta: float, confidence: float = 0.95) -> Boun
 
 METHODS: dict[str, Method] = {
     "one-run": one_run,
-    "one-run f-DP": one_run_fdp,
+    "f-DP one-run": one_run_fdp,
     "Clopper-Pearson": clopper_pearson,
     "Gaussian fit": gaussian_fit,
+}
+
+
+SOURCES = {
+    "one-run": "Steinke et al. 2023 (arXiv 2305.08846)",
+    "f-DP one-run": "Mahloujifar et al. 2024 (arXiv 2410.22235)",
+    "Clopper-Pearson": "Nasr et al. 2021 (arXiv 2101.04535)",
+    "Gaussian fit": "Nasr et al. 2023 (arXiv 2302.07956)",
 }
 
 
@@ -242,8 +250,9 @@ def one_run_p(guess: Guess, epsilon: float, delta: float) -> float:
     return min(1.0, tail + 2 * guess.canaries * delta * steepest)
 
 
-def _fdp_refutes(guess: Guess, mu: float, level: float) -> bool:
-    """Whether so many correct guesses have probability below `level` if the trade-off curve is Φ(Φ⁻¹(1 − α) − μ).
+def fdp_mass(guess: Guess, mu: float, level: float) -> float:
+    """The least share of guesses there would have to be, if so many were right with probability `level` or more and
+    the trade-off curve were Φ(Φ⁻¹(1 − α) − μ). More than there were: refuted.
 
     The letters are the paper's: r and h, bounds on the mass of right and of wrong guesses, are driven from `correct`
     guesses down to none.
@@ -255,7 +264,7 @@ def _fdp_refutes(guess: Guess, mu: float, level: float) -> bool:
         if wider == h:
             break  # neither r nor h will change again
         r, h = min(1.0, r + i / (c - i) * (wider - h)), wider
-    return r + h > c / m
+    return r + h
 
 
 def _best(

@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from scipy.stats import binom, chi2, kstest, norm
 
-from ..errors import ModelError
+from ..errors import GuaranteeError, ModelError
 from ..lm.bench import Bench
 from ..lm.objectives import Encoded, concat
+from ..privacy.steps import PrivateSteps
 from ..types import Params
-from .bounds import Bound, Scores, coins, highest, lowest
+from .bounds import METHODS, MOST, SOURCES, Scores, ceiling, coins, highest, lowest
 from .membership import TOKENS, documents_of, predictions, read, select
 
 WRONG = 1e-3
@@ -303,6 +304,34 @@ def gradient_canaries(
     return GradientCanaries(place, values, std[place], coins(count, generator))
 
 
+def mechanism(steps: PrivateSteps, shapes: Mapping[str, tuple[int, ...]], round: int = 0) -> tuple[list[Tensor], Step]:
+    """One round's private steps of a plan, for `run` (with `rate=steps.rate` and `scale=steps.divisor`).
+
+    What the plan says of its noise goes into the tensors, and what it adds is its own code: they must agree. Noise
+    comes from the plan's source, and `run`'s generator is not asked for any. Steps with correlated noise are refused:
+    their ε is one of the whole run, and no step's by itself.
+    """
+    if steps.factors is not None or steps.bare_std is not None:
+        came = "correlated noise" if steps.factors is not None else "noise without a clip"
+        raise GuaranteeError("a plan with independent noise and a clip", came, "Audit it with input canaries.")
+    growth = steps.following.growth if steps.following else 1.0
+    multiplier = steps.multipliers[round] * steps.sensitivity * growth
+    tensors = [
+        Tensor(name, math.prod(shape), steps.parts.norms[part], steps.parts.std(name, multiplier), part)
+        for name, shape in shapes.items()
+        for part in [steps.parts.of.get(name, 0)]
+    ]
+    ends = np.cumsum([t.size for t in tensors])[:-1]
+
+    def step(total: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        pieces = zip(shapes.items(), np.split(total, ends), strict=True)
+        sums = {name: x.reshape(shape).astype(np.float32) for (name, shape), x in pieces}
+        noise = steps.noise(shapes, round, 1.0, steps.source.generator("audit"))
+        return np.concatenate([x.ravel() for x in steps.released(sums, noise).values()])
+
+    return tensors, step
+
+
 def run(
     step: Step,
     sums: Iterable[np.ndarray],
@@ -328,7 +357,7 @@ def run(
         here = canaries.members & (generator.random(n) < rate)
         fed = canaries.add(total, here)
         released = np.asarray(step(fed.copy(), generator), np.float64) * scale
-        watch.see(released - fed)
+        watch.see(released - fed, fed)
         score += evidence(canaries.seen(released - total), z, rate)
         present.append(here)
     split = Scores(score[canaries.members], score[~canaries.members])
@@ -388,18 +417,21 @@ class _Watch:
 
     def __post_init__(self) -> None:
         self.ends = np.cumsum([t.size for t in self.tensors])
-        self.std = np.array([t.std for t in self.tensors])
+        self.std = np.repeat([t.std for t in self.tensors], [t.size for t in self.tensors])
         self.squares = np.zeros(len(self.tensors))
         self.twins = np.zeros(max(0, len(self.tensors) - 1))
+        self.leaning = np.zeros(2)
         self.stride = -(-int(self.ends[-1]) // WATCHED)
 
-    def see(self, noise: np.ndarray) -> None:
+    def see(self, noise: np.ndarray, fed: np.ndarray) -> None:
         if noise.shape != (self.ends[-1],):
             raise ValueError(f"Expected a release of shape {(int(self.ends[-1]),)}; got {noise.shape}.")
-        pieces = [x / std for x, std in zip(np.split(noise, self.ends[:-1]), self.std, strict=True)]
+        noise, fed = noise / self.std, fed / self.std
+        pieces = np.split(noise, self.ends[:-1])
         self.squares += [np.square(x).sum() for x in pieces]
         self.twins += [_dot(a, b) for a, b in zip(pieces, pieces[1:], strict=False)]
-        self.kept.append(np.concatenate(pieces)[:: self.stride])
+        self.leaning += [fed @ noise, fed @ fed]
+        self.kept.append(noise[:: self.stride])
         self.steps += 1
 
     def checks(self, independent: bool) -> Iterator[Check]:
@@ -412,6 +444,9 @@ class _Watch:
             min(1.0, min(sides) * len(sides)),
             f"chi-square on {len(sides)} tensors; furthest off, {self.tensors[worst].name}: {ratio:.4f} of it",
         )
+        lean, power = self.leaning
+        slope = f"{1 + lean / power:.4f} of the sum, ± {1 / math.sqrt(power):.4f}" if power else "no sum to see"
+        yield Check("the sum goes in once, unscaled", self._normal(lean / math.sqrt(power or 1.0)), slope)
         shape = kstest(np.concatenate(self.kept)[:100_000], norm.cdf).pvalue
         yield Check("the noise is Gaussian", float(shape), "Kolmogorov-Smirnov")
         if len(self.twins):
@@ -423,9 +458,9 @@ class _Watch:
             yield Check("the noise is fresh in every step", self._normal(products), f"{len(products)} pairs of steps")
 
     @staticmethod
-    def _normal(x: np.ndarray) -> float:
+    def _normal(x: np.ndarray | float) -> float:
         """The p-value of the largest of some values that should be standard normal."""
-        return float(min(1.0, 2 * norm.sf(np.abs(x).max()) * len(x)))
+        return float(min(1.0, 2 * norm.sf(np.abs(x).max()) * np.size(x)))
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
@@ -478,11 +513,26 @@ def extraction_record(x: Extraction) -> dict[str, Any]:
             "examples": examples}  # fmt: skip
 
 
-def bound_record(x: Bound, canaries: str, ceiling: float | None) -> dict[str, Any]:
-    """An entry of "bounds" in audit.json. `canaries`: "gradient" or "input". `ceiling`: what ideal ones would reach."""
-    return {"canaries": canaries, "method": x.method, "epsilon": x.epsilon if math.isfinite(x.epsilon) else None,
-            "estimate": x.estimate, "ceiling": ceiling, "count": x.canaries, "confidence": x.confidence,
-            "delta": x.delta}  # fmt: skip
+def bound_records(scores: Scores, canaries: str, stated: float | None, delta: float) -> list[dict[str, Any]]:
+    """Entries of "bounds" in audit.json, one for each method. `canaries`: "gradient" or "input". `stated`: the ε to set
+    beside them; what ideal canaries of a Gaussian mechanism would reach is given for it, unless it is None or infinite.
+    """
+    reached = stated if stated is not None and 0 < stated < MOST else None
+    return [
+        {
+            "canaries": canaries,
+            "method": name,
+            "source": SOURCES[name],
+            "epsilon": bound.epsilon if math.isfinite(bound.epsilon) else None,
+            "estimate": bound.estimate,
+            "ceiling": None if reached is None else ceiling(method, reached, delta, len(scores)),
+            "count": len(scores),
+            "confidence": bound.confidence,
+            "delta": delta,
+        }
+        for name, method in METHODS.items()
+        for bound in [method(scores, delta, 0.95)]
+    ]
 
 
 def check_record(x: Check) -> dict[str, Any]:

@@ -88,17 +88,37 @@ def attack(
     reads the gradient of embeddings or of the head; "dlg" and "tag" optimise. `optimiser`: for those two. `seed`: of
     the noise and of the attack's own draws; nothing of it is sent to anybody.
     """
-    summed = gradients(bench, params, encoded, [*rows, *others])
-    message = sent(summed, defence, np.random.default_rng([seed, 0]))
-    lengths = [len(encoded.inputs[row]) - 1 for row in [*rows, *others]]
-    started = time.perf_counter()
-    found = invert(bench, params, message, lengths, kind=kind, optimiser=optimiser, seed=seed)
-    seconds = time.perf_counter() - started
-    truth = [tuple(map(int, encoded.inputs[row][:-1])) for row in rows]
-    name = f"{defence.name}, sum with {len(others)} more rows" if others else defence.name
-    if kind in ("token bag", "span bag"):
-        return _bag(bench, kind, name, truth, found, seconds)
-    return _whole(bench, kind, name, truth, found, seconds)
+    tokens = [_inputs(encoded, row) for row in [*rows, *others]]
+    each = gradients(bench, params, encoded, [*rows, *others])
+    return _judged(bench, params, each, tokens, len(rows), defence, kind, optimiser, seed)
+
+
+def survey(
+    bench: Bench, params: Params, encoded: Encoded, *, sent_is: str, batches: Sequence[int],
+    defences: Sequence[Defence], kinds: Sequence[Kind] = ("span", "span bag"), optimiser: Optimiser | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The rows of the audit's table: every kind of attack on the first 1, 4, … rows under every defence; no text.
+
+    `sent_is`: what is sent, in words, such as "LoRA, rank 8". `batches`: how many rows; those beyond what `encoded`
+    holds are left out.
+    """
+    batches = [batch for batch in batches if batch <= len(encoded)]
+    each = gradients(bench, params, encoded, range(max(batches, default=0)))
+    tokens = [_inputs(encoded, row) for row in range(len(each))]
+    return [
+        _judged(bench, params, each[:n], tokens[:n], n, defence, kind, optimiser, seed).row() | {"sent": sent_is}
+        for kind in kinds
+        for defence in defences
+        for n in batches
+    ]
+
+
+def examples(bench: Bench, params: Params, *, sent_is: str, defences: Sequence[Defence]) -> list[dict[str, Any]]:
+    """What the span check makes of the documented sentence under each defence, for the audit's page."""
+    encoded = encode(bench, [SENTENCE])
+    told = [attack(bench, params, encoded, [0], defence=defence) for defence in defences]
+    return [outcome.example() | {"sent": sent_is} for outcome in told]
 
 
 def invert(
@@ -120,6 +140,26 @@ def invert(
 
 
 # ---- how much was recovered ----
+
+
+def _judged(
+    bench: Bench, params: Params, each: Sequence[Params], tokens: Sequence[Row], judged: int, defence: Defence,
+    kind: Kind, optimiser: Optimiser | None, seed: int,
+) -> Recovery:  # fmt: skip
+    """Sends, attacks and compares: the first `judged` of the rows with these gradients and tokens are the truth."""
+    message = sent(each, defence, np.random.default_rng([seed, 0]))
+    started = time.perf_counter()
+    found = invert(bench, params, message, [len(row) for row in tokens], kind=kind, optimiser=optimiser, seed=seed)
+    seconds = time.perf_counter() - started
+    others = len(tokens) - judged
+    name = f"{defence.name}, sum with {others} more rows" if others else defence.name
+    compare = _bag if kind in ("token bag", "span bag") else _whole
+    return compare(bench, kind, name, list(tokens[:judged]), found, seconds)
+
+
+def _inputs(encoded: Encoded, row: int) -> Row:
+    """A row's tokens but the last, which is a target and never an input."""
+    return tuple(map(int, encoded.inputs[row][:-1]))
 
 
 def _bag(bench: Bench, kind: str, defence: str, truth: list[Row], found: list[Row], seconds: float) -> Recovery:

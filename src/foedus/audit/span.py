@@ -28,6 +28,7 @@ Prefix = tuple[int, ...]
 
 CHUNK = 1 << 14  # rows of a probe at once
 CLEAN = 0.02  # a candidate this near to the span is kept whatever the others are
+WORK = 1 << 22  # tokens that prefixes may be tried with; see `span_check`
 COPY = 0.5  # the least distance of a token that only copies an earlier one; see `_news`
 
 
@@ -59,12 +60,14 @@ def span_bag(bench: Bench, params: Params, sent: Params, lengths: Sequence[int])
     return list(dict.fromkeys(token for _, token in best))[: sum(lengths)]
 
 
-def span_check(bench: Bench, params: Params, sent: Params, lengths: Sequence[int]) -> list[Prefix]:
+def span_check(bench: Bench, params: Params, sent: Params, lengths: Sequence[int], work: int = WORK) -> list[Prefix]:
     """The rows that `sent` was computed from, as far as the span tells; at most one for each of `lengths`.
 
     `sent`: the mean gradient, by parameter. `lengths`: how many tokens of each row enter the loss's gradient: all but
-    the last. Empty when nothing of the first two blocks was trained, or nothing was sent for it. Raises `ModelError`
-    for a model that is not causal: there, an input of the second block depends on the whole row.
+    the last. `work`: how many tokens may go through the first block; when they are spent, rows stay as short as they
+    are then. Four million take some minutes with SmolLM2-135M. Empty when nothing of the first two blocks was trained,
+    or nothing was sent for it. Raises `ModelError` for a model that is not causal: there, an input of the second block
+    depends on the whole row.
     """
     if bench.objective.task != "causal-lm":
         do = "Use the token bag, or the optimising attacks."
@@ -72,7 +75,7 @@ def span_check(bench: Bench, params: Params, sent: Params, lengths: Sequence[int
     first, second = _views(bench, params, sent, sum(lengths))
     if not first or not second:
         return []
-    return _grow(bench, params, second, _near(bench, params, first, lengths), lengths)
+    return _grow(bench, params, second, _near(bench, params, first, lengths), lengths, work)
 
 
 # ---- spans of what was sent ----
@@ -162,7 +165,9 @@ def _near(bench: Bench, params: Params, views: Sequence[View], lengths: Sequence
     places = range(longest if _has_positions(bench, params, views[0].module) else 1)
     found = []
     for place in places:
-        distances = np.concatenate([_distances(views, x[:, -1]) for x in _tokens_at(bench, params, views[0].module, place)])
+        distances = np.concatenate(
+            [_distances(views, x[:, -1]) for x in _tokens_at(bench, params, views[0].module, place)]
+        )
         most = sum(length > place for length in lengths) if len(places) > 1 else sum(lengths)
         found.append(_best(distances, most))
     return found if len(places) > 1 else found * longest
@@ -175,8 +180,9 @@ def _best(distances: np.ndarray, most: int) -> dict[int, float]:
 
 
 def _grow(
-    bench: Bench, params: Params, views: Sequence[View], near: Sequence[dict[int, float]], lengths: Sequence[int]
-) -> list[Prefix]:
+    bench: Bench, params: Params, views: Sequence[View], near: Sequence[dict[int, float]], lengths: Sequence[int],
+    work: int,
+) -> list[Prefix]:  # fmt: skip
     """Prefixes, longer by a token in every turn; as many are kept as rows are that long.
 
     Rows begin with the token that the tokenizer puts there, if it does, and hold no other special one.
@@ -186,7 +192,8 @@ def _grow(
     kept = [prefixes] * len(opening)
     for place in range(len(opening), len(near)):
         longer = [(*prefix, token) for prefix in prefixes for token in near[place] if token not in special]
-        if not longer:
+        work -= len(longer) * (place + 1)
+        if not longer or work < 0:
             break
         inputs = _inputs(bench, params, views[0].module, torch.tensor(longer), None)
         distances = np.concatenate([_news(views, x) for x in inputs])
@@ -209,8 +216,8 @@ def _chosen(kept: Sequence[dict[Prefix, float]], lengths: Sequence[int]) -> list
     """One prefix for each row, the longest rows first; what a chosen one begins with is no row of its own."""
     chosen: list[Prefix] = []
     for length in sorted(lengths, reverse=True):
-        at = kept[length - 1] if length <= len(kept) else {}
-        free = [p for p in at if not any(row[:length] == p for row in chosen)]
+        at = kept[min(length, len(kept)) - 1] if kept else {}
+        free = [prefix for prefix in at if not any(row[: len(prefix)] == prefix for row in chosen)]
         chosen += free[:1]
     return chosen
 

@@ -237,7 +237,9 @@ class Uses:
         return o * i <= tokens * (o + i)
 
     def _add(self, name: str, whole: Tensor) -> None:
-        self._whole[name] = self._whole[name] + whole if name in self._whole else whole  # may be autograd's: not in place
+        self._whole[name] = (
+            self._whole[name] + whole if name in self._whole else whole
+        )  # may be autograd's: not in place
 
     def _settle(self) -> None:
         """A parameter noted both ways is noted whole."""
@@ -379,13 +381,13 @@ class Choices:
         key = name, function, dims
         if not self.learned:
             self.known.setdefault(key, natural)
-        if key not in self.known:
+        if key not in self.known and natural:
             raise _refuse(name, "a use that the probe has seen", f"a new use in {function}")
-        if self.known[key] and not natural:
+        if self.known.get(key) and not natural:
             raise _refuse(name, "an input with the rows of the batch", f"another in {function}")
         if not self.learned and self.known[key] != natural:
             raise _refuse(name, f"rows in {function} always or never", "both")
-        return self.known[key]
+        return self.known.get(key, False)
 
 
 class Shared(Tensor):
@@ -425,7 +427,7 @@ def _derive(w: Shared, function: Callable[[Tensor], Tensor], turns: bool | None 
 
 
 def _refuse(name: str, expected: str, came: str) -> ModelError:
-    do = "Freeze it, or train LoRA: gradients of single examples have rules for these."
+    do = "Freeze it, or train what has rules: LoRA, prompts, prefixes, biases, norms, and plain layers."
     return ModelError(f"{expected}, for gradients of single examples", f"{came} on {name}", do)
 
 
@@ -675,7 +677,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *a
     """Attention whose mask is shared, as T5's bias of relative positions."""
     if _names([query, key, value]):
         raise _refuse(_names([query, key, value]), "a parameter in the mask only", "attention over parameters")
-    mask = attn_mask.expand(len(query), *attn_mask.shape[1:])
+    if len(query) != attn_mask.source.uses.rows or len(_raw(attn_mask)) != 1:
+        raise _refuse(attn_mask.source.name, "one mask, and queries with the rows of the batch", "others in attention")
+    mask = _spread(attn_mask).squeeze(1)
     return F.scaled_dot_product_attention(query, key, value, mask, *args, **kwargs)
 
 

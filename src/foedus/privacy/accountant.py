@@ -42,11 +42,14 @@ class Epsilon:
     rdp: float
 
 
+_Mixture = tuple[float, tuple[float, ...], tuple[float, ...]]  # multiplier, lengths rising to 1, their chances
+
+
 @dataclass(frozen=True)
 class _Bill:
-    """An event, sorted: one Gaussian for all of them, the sampled ones with their counts, the rest.
+    """An event, sorted. `precision`: Σ 1/z² of all Gaussians without sampling; `sampled`: the others and their counts.
 
-    `precision`: Σ 1/z² of every Gaussian without sampling. `sampled`: ((multiplier, sensitivities, chances), times).
+    `rho`: of all zCDP parts together. `unbounded`: something in it has no guarantee.
     """
 
     precision: float = 0.0
@@ -62,9 +65,6 @@ class _Bill:
     def exact(self) -> bool:
         """Whether it is one Gaussian and nothing else, for which ε has a closed form."""
         return bool(self.precision) and not (self.unbounded or self.rho or self.sampled)
-
-
-_Mixture = tuple[float, tuple[float, ...], tuple[float, ...]]
 
 
 def epsilon(event: Event, delta: float) -> Epsilon:
@@ -134,7 +134,7 @@ def tpr_at(event: Event, fpr: float) -> float:
     """The highest true positive rate, 0 to 1, of any membership attack whose false positive rate is at most `fpr`.
 
     From the whole privacy profile: min over ε of δ(ε) + e^ε · fpr and of 1 − e^−ε (1 − δ(ε) − fpr)
-    (Dong, Roth and Su 2019, arXiv 1905.02383, proposition 2.12, read at every ε of a grid).
+    (Dong, Roth and Su 2019, arXiv 1905.02383, section 2), each at every ε of a grid, which can only raise it.
     """
     if not 0 <= fpr <= 1:
         raise _refused("a false positive rate from 0 to 1", f"fpr={fpr}", "Common ones are 0.001 and 0.01.")
@@ -149,7 +149,7 @@ def tpr_at(event: Event, fpr: float) -> float:
 def reconstruction_bound(event: Event, prior: float) -> float:
     """The highest chance of reconstructing a unit for anybody whose chance would be `prior`, 0 to 1, without the run.
 
-    The blow-up of Hayes, Mahloujifar and Balle 2023 (arXiv 2302.07225, theorem 2): sup P(E) over E with Q(E) ≤ prior,
+    The blow-up of Hayes, Mahloujifar and Balle 2023 (arXiv 2302.07225): sup P(E) over E with Q(E) ≤ prior,
     P with the unit and Q without, read off the whole privacy profile. Kaissis et al. 2023 (arXiv 2307.03928) use one
     (ε, δ).
     """
@@ -442,32 +442,21 @@ def _moment(q: np.ndarray, p: np.ndarray, order: float) -> float:
 
 
 def _by_series(part: _Mixture) -> np.ndarray:
-    """Rényi divergences at the whole orders from 12 on, by dp-accounting (Mironov et al. 2019, arXiv 1908.10530).
+    """Rényi divergences at the whole orders from 12 on: Mironov, Talwar and Zhang 2019 (arXiv 1908.10530), section 3.3.
 
     A mixture costs no more than if every unit that enters had the longest length, which is 1 here.
     """
-    from dp_accounting import dp_event
-    from dp_accounting.rdp import RdpAccountant
+    from scipy.special import gammaln
 
     z, lengths, chances = part
-    rate = min(1.0, math.fsum(p for x, p in zip(lengths, chances, strict=True) if x > 0))
-    accountant = RdpAccountant(_ORDERS[len(_FEW) :])
-    with _quiet(), _tried("Rényi accounting"):
-        accountant.compose(dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(z)))
-    return np.asarray(accountant.rdp, float)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without dp-accounting's notes on orders that it leaves out: leaving one out can only raise ε."""
-    from absl import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+    rate = math.fsum(p for x, p in zip(lengths, chances, strict=True) if x > 0)
+    order, j = _ORDERS[len(_FEW) :, None], np.arange(256.0)  # (244, 1) and (256,)
+    if rate >= 1:
+        return np.asarray(order[:, 0] / (2 * z**2))
+    absent = np.maximum(order - j, 0)
+    terms = gammaln(order + 1) - gammaln(j + 1) - gammaln(absent + 1)
+    terms = terms + absent * math.log1p(-rate) + j * math.log(rate) + j * (j - 1) / (2 * z**2)
+    return np.asarray(np.logaddexp.reduce(np.where(j <= order, terms, -np.inf), axis=1) / (order[:, 0] - 1))
 
 
 @contextmanager

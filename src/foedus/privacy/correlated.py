@@ -43,8 +43,8 @@ class Banded:
     def next(self, state: Sequence[np.ndarray], fresh: np.ndarray) -> tuple[np.ndarray, Past]:
         """This round's noise, and the state for the next: one row of the forward substitution of C y = z, in float64.
 
-        `fresh`: N(0, std²), of any shape. `state`: the noise of the last rounds, the latest first; empty before the
-        first.
+        `fresh`: N(0, std²), of any shape. `state`: not to be written to; the noise of the last rounds, the latest
+        first; empty before the first.
         """
         noise = np.array(fresh, np.float64)
         for coefficient, past in zip(self.coefficients[1:], state, strict=False):
@@ -61,7 +61,7 @@ def optimal(rounds: int, bands: int) -> Banded:
     """The factors of `bands` ≥ 1 that add least noise to the prefix sums of `rounds`; one band is independent noise.
 
     Least is `error` · ‖c‖, which is what counts when a unit's rounds are at least `bands` apart. Found by descent
-    from the first bands of the square root of A, cₖ = C(2k, k) / 4ᵏ (Henzinger et al. 2022, arXiv 2202.11205); six
+    from the first bands of the square root of A, cₖ = C(2k, k) / 4ᵏ (Fichtenberger et al. 2022, arXiv 2202.11205); six
     digits are kept.
     """
     if not 1 <= bands <= rounds:
@@ -81,8 +81,9 @@ def sensitivity(coefficients: Sequence[float], rounds: int, separation: int, par
     """How far one unit, whose part in a round is at most 1 long, can move C x: its L2 length at worst, exactly.
 
     The unit takes part at most `participations` times, any two of them at least `separation` ≥ 1 rounds apart. As no
-    coefficient rises nor is below 0, it is worst to take part in the first round and then as often as allowed, each
-    time in the same direction (Kalinin and Lampert 2024, arXiv 2405.13763, theorem 2; our test tries all patterns).
+    coefficient rises nor is below 0, two columns of C have an inner product ≥ 0 that only shrinks as they move apart or
+    later; so it is worst to take part in the first round and then as often as allowed, always in the same direction
+    (Kalinin and Lampert 2024, arXiv 2405.13763). A test tries all patterns of short runs.
     """
     Banded(tuple(coefficients))
     if min(rounds, separation, participations) < 1:

@@ -35,7 +35,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class SystemSource:
-    """AES-128 in counter mode (Salmon et al. 2011) with 128 fresh bits of the operating system in every call.
+    """AES-128 in counter mode (FIPS 197), with 128 fresh bits of the operating system as the key of every call.
 
     It has no state, so that a fork copies nothing and a checkpoint holds nothing; `purpose` does not matter to it.
     """

@@ -8,7 +8,8 @@ be missing, and the page then says that it was not measured; a figure that is no
     seconds         time the audit took;  simulated_noise: true where the run's noise was seeded
     stated          epsilon (null: no guarantee), delta, unit, neighbours, statement, adversary, rdp
     membership      members, nonmembers, target, drawn, confidence,
-                    attacks: name, auc: interval, tpr: {"0.001": interval, "0.01": interval}, curve: [[fpr, tpr], …], note
+                    attacks: name, note, auc: interval, tpr: {"0.001": interval, "0.01": interval},
+                    curve: [[fpr, tpr], …], ascending
                     allowed: tpr, curve; worked out from epsilon and delta where it is missing
     canaries        count, inserted, kinds, confidence,
                     exposure: kind, canaries, mean, max, most_possible, baseline (bits)
@@ -40,7 +41,7 @@ from markupsafe import Markup
 from ..errors import RunError
 from . import audit_plots as plots
 from .svg import picture
-from .words import seconds_text, thousands
+from .words import printable, seconds_text, thousands
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN = ("canary", "example")  # whose text may be shown
@@ -99,8 +100,13 @@ def render(audit: Audit) -> str:
     )  # fmt: skip
     environment.filters |= {
         "share": share, "plain": plain, "seconds": lambda x: seconds_text(x) if _finite(x) else "–", "count": thousands,
+        "printable": printable,
     }  # fmt: skip
-    environment.globals |= {"plain": plain, "share": share, "include_raw": lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))}
+    environment.globals |= {
+        "plain": plain,
+        "share": share,
+        "include_raw": lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8")),
+    }
     return environment.get_template("audit.html.j2").render(_page(audit))
 
 
@@ -114,7 +120,10 @@ def verdict(audit: Audit) -> tuple[str, str]:
         return "violated", f"This run leaks more than it states. {' '.join(against)}"
     epsilon = _section(audit, "stated").get("epsilon")
     if epsilon is None:
-        return "no guarantee", "This run states no guarantee. What follows is what some attacks found; others find more."
+        return (
+            "no guarantee",
+            "This run states no guarantee. What follows is what some attacks found; others find more.",
+        )
     if not (_bounds(audit) or audit.get("checks") or _attacks(audit)):
         return "not tested", f"This run states ε = {plain(epsilon)}, and nothing here has tested it."
     said = f"Nothing that was tried contradicts the stated ε = {plain(epsilon)}."
@@ -215,23 +224,40 @@ def _stated(audit: Audit) -> dict[str, Any]:
 
 def _tiles(audit: Audit) -> list[dict[str, Any]]:
     """The figures at the top: what is stated, and the worst that was found, each with its exact value."""
+    return [_stated_tile(audit), _bound_tile(audit), _members_tile(audit), _checks_tile(audit)]
+
+
+def _stated_tile(audit: Audit) -> dict[str, Any]:
     stated = _section(audit, "stated")
-    bounds = [b for b in _bounds(audit) if not b.get("estimate") and _finite(b.get("epsilon"))]
-    best = max(bounds, key=lambda bound: bound["epsilon"], default=None)
-    found = [(a, a["tpr"]["0.01"]["value"]) for a in _attacks(audit) if _finite(_tpr(a, "0.01").get("value"))]
-    worst = max(found, key=lambda pair: pair[1], default=None)
+    if not _finite(epsilon := stated.get("epsilon")):
+        return _tile("Stated ε", None, "none", "no guarantee")
+    return _tile("Stated ε", epsilon, plain(epsilon), f"δ = {plain(stated.get('delta'))}, unit: {stated.get('unit')}")
+
+
+def _bound_tile(audit: Audit) -> dict[str, Any]:
+    bounds = [bound for bound in _bounds(audit) if not bound.get("estimate") and _finite(bound.get("epsilon"))]
+    if not bounds:
+        return _tile("Found: ε at least", None, "–", "not measured")
+    best = max(bounds, key=lambda bound: bound["epsilon"])
+    note = f"{best['method']}, {best['canaries']} canaries"
+    return _tile("Found: ε at least", best["epsilon"], plain(best["epsilon"]), note)
+
+
+def _members_tile(audit: Audit) -> dict[str, Any]:
+    found = [(_tpr(attack, "0.01").get("value"), _title(attack)) for attack in _attacks(audit)]
+    found = [pair for pair in found if _finite(pair[0])]
+    if not found:
+        return _tile("Members found", None, "–", "not measured")
+    most, title = max(found)
+    return _tile("Members found", most, share(most), f"at 1 % false alarms: {title}")
+
+
+def _checks_tile(audit: Audit) -> dict[str, Any]:
     checks = audit.get("checks") or []
+    if not checks:
+        return _tile("Checks passed", None, "–", "not measured")
     passed = sum(bool(check["passed"]) for check in checks)
-    return [
-        _tile("Stated ε", stated.get("epsilon"), plain(stated.get("epsilon")) if stated.get("epsilon") else "none",
-              f"δ = {plain(stated.get('delta'))}, unit: {stated.get('unit')}" if stated.get("epsilon") else "no guarantee"),
-        _tile("Proven leak: ε at least", best and best["epsilon"], plain(best and best["epsilon"]),
-              f"{best['method']}, {best['canaries']} canaries" if best else "not measured"),
-        _tile("Members found", worst and worst[1], share(worst and worst[1]),
-              f"at 1 % false alarms, by {_title(worst[0])}" if worst else "not measured"),
-        _tile("Checks passed", passed if checks else None, f"{passed} of {len(checks)}" if checks else "–",
-              "of the mechanism as it ran" if checks else "not measured"),
-    ]  # fmt: skip
+    return _tile("Checks passed", passed, f"{passed} of {len(checks)}", "of the mechanism as it ran")
 
 
 def _tile(title: str, value: Any, text: str, note: str) -> dict[str, Any]:
@@ -312,7 +338,11 @@ def _by_batch(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, fl
     series: dict[str, dict[int, float]] = {}
     for row in rows:
         if _finite(row.get("tokens")):
-            name = f"{row['attack']}, {row['sent']}: {row['defence']}" if row.get("sent") else f"{row['attack']}: {row['defence']}"
+            name = (
+                f"{row['attack']}, {row['sent']}: {row['defence']}"
+                if row.get("sent")
+                else f"{row['attack']}: {row['defence']}"
+            )
             series.setdefault(name, {})[int(row["batch"])] = float(row["tokens"])
     return {name: sorted(points.items()) for name, points in series.items() if len(points) > 1}
 
@@ -352,7 +382,9 @@ def _only_examples(audit: Audit, where: str) -> None:
     for text in [*texts, *(_section(audit, "inversion").get("examples") or ())]:
         if text.get("source") not in SHOWN:
             do = "Leave the text out: an audit's page shows no silo's text."
-            raise RunError('recovered text whose source is "canary" or "example"', f"{text.get('source')!r}", do, where=where)
+            raise RunError(
+                'recovered text whose source is "canary" or "example"', f"{text.get('source')!r}", do, where=where
+            )
 
 
 def _damaged(came: str, where: str) -> RunError:

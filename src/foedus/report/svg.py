@@ -24,6 +24,10 @@ from .words import printable
 VARIABLES = ("ink", "muted", "rule", "paper", "base", "local_only", "federated", "pooled", "up", "down", "fail")
 COLOURS = {name: f"#{index:02x}fe{index:02x}" for index, name in enumerate(VARIABLES, 1)}
 
+LIGHT = {"ink": "#1c2024", "muted": "#5c6168", "rule": "#ddd8cd", "paper": "#fdfcf9", "base": "#6d7278",
+         "local_only": "#b3590a", "federated": "#0b5cad", "pooled": "#0a7a5a"}  # fmt: skip
+"""The colours of `report.css` on a light page, for a file that has no page around it."""
+
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "foedus",
@@ -87,6 +91,17 @@ def picture(key: str, alt: str, draw: Callable[[bool], Figure]) -> Markup:
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # only the measuring font lacks it
         drawings = [_inline(draw(narrow), f"{key}-{'n' if narrow else 'w'}", alt, narrow) for narrow in (False, True)]
     return Markup("\n".join(drawings))
+
+
+def standalone(figure: Callable[[], Figure]) -> bytes:
+    """A figure as an SVG file of its own, in the colours of a light page."""
+    with matplotlib.rc_context({**STYLE, "figure.facecolor": LIGHT["paper"]}):
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure()).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue()
+    for name, colour in LIGHT.items():
+        text = text.replace(COLOURS[name], colour)
+    return text.encode()
 
 
 def tip(text: str) -> str:

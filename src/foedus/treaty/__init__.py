@@ -7,6 +7,18 @@ from .core import Treaty, from_dict
 from .mistakes import Mistakes
 from .reading import load, parse
 from .schema import SECTIONS
-from .words import describe, privacy, statement
+from .words import describe, not_covered, privacy, statement, unprotected
 
-__all__ = ["SECTIONS", "Mistakes", "Treaty", "describe", "from_dict", "load", "parse", "privacy", "statement"]
+__all__ = [
+    "SECTIONS",
+    "Mistakes",
+    "Treaty",
+    "describe",
+    "from_dict",
+    "load",
+    "not_covered",
+    "parse",
+    "privacy",
+    "statement",
+    "unprotected",
+]

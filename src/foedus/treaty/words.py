@@ -21,10 +21,15 @@ _LEAKS = (
 def statement(treaty: Treaty, facts: Mapping[str, Any] | None = None) -> str:
     """The guarantee in words, or that there is none. `facts`: of the treaty's privacy plan."""
     if facts is None:
-        return f"No privacy guarantee: unit none, epsilon none. {_LEAKS}"
+        return unprotected()
     uncovered = "; ".join(not_covered(treaty))
     beside = f" Not covered by the guarantee: {uncovered}." if uncovered else ""
     return " ".join(words(facts, facts["epsilon"])) + beside
+
+
+def unprotected() -> str:
+    """What a treaty without [privacy] promises."""
+    return f"No privacy guarantee: unit none, epsilon none. {_LEAKS}"
 
 
 def privacy(treaty: Treaty, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -40,7 +45,7 @@ def not_covered(treaty: Treaty) -> list[str]:
     found = [
         (treaty.disclosure.loss, "each silo's training loss"),
         (treaty.disclosure.holdings, "how much each silo holds"),
-        (often, "the exact evaluation sums on each silo's validation share, and whatever is chosen by them (when to stop,"
+        (often, "the exact evaluation sums on each silo's validation share, and what is chosen by them (when to stop,"
                 " which round to keep, hyper-parameters)"),
         (True, "the final evaluation sums on held-out examples"),
         ("pooled" in treaty.evaluation.baselines, "the pooled baseline, which is for simulations"),
