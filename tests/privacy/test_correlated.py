@@ -12,7 +12,7 @@ from scipy.linalg import toeplitz
 
 from foedus.errors import GuaranteeError
 from foedus.privacy import accountant, events
-from foedus.privacy.correlated import Banded, error, optimal, sensitivity
+from foedus.privacy.correlated import Banded, _noise, error, optimal, sensitivity
 
 falling = st.lists(st.floats(0.05, 1.0), min_size=0, max_size=5).map(lambda ratios: (1.0, *np.cumprod(ratios).tolist()))
 
@@ -110,6 +110,13 @@ def test_with_three_bands_no_point_of_a_grid_is_better():
     for a in np.linspace(0, 1, 41):
         for b in np.linspace(0, a, 21):
             assert best <= error((1.0, a, b), 12) * np.linalg.norm((1.0, a, b)) + 1e-6
+
+
+def test_the_descent_knows_its_slope():
+    at = np.random.default_rng(6).standard_normal(4)
+    step = 1e-6 * np.eye(4)
+    slope = [(_noise(at + h, 9)[0] - _noise(at - h, 9)[0]) / 2e-6 for h in step]
+    assert _noise(at, 9)[1] == pytest.approx(slope, rel=1e-5)
 
 
 def test_noise_has_the_covariance_that_the_matrices_say():

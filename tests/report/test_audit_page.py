@@ -357,6 +357,21 @@ def test_a_damaged_audit_is_refused(tmp_path: Path, content: bytes):
     assert not (tmp_path / "audit.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda audit: audit["checks"][0].pop("passed"), "passed"),
+        (set_at("membership", value=["loss"]), "AttributeError"),
+        (set_at("inversion", "rows", 0, "batch", value="many"), "many"),
+    ],
+)
+def test_an_audit_whose_parts_do_not_fit_is_refused_and_says_which(tmp_path: Path, change: Change, what: str):
+    (tmp_path / "audit.json").write_text(json.dumps(changed(change)))
+    with pytest.raises(RunError, match=what):
+        write_audit(tmp_path)
+    assert not (tmp_path / "audit.html").exists()
+
+
 def test_a_folder_without_an_audit_is_refused(tmp_path: Path):
     with pytest.raises(RunError, match="foedus audit"):
         write_audit(tmp_path)

@@ -197,9 +197,10 @@ def ideal(epsilon: float, delta: float, canaries: int, generator: np.random.Gene
 
 
 def coins(count: int, generator: np.random.Generator) -> np.ndarray:
-    """A fair coin for each canary, (count,) bool; drawn again while all agree, which a count ≥ 2 makes finite."""
-    if count < 2:
-        raise ValueError(f"Expected count={count} ≥ 2 canaries.")
+    """A fair coin for each of `count` ≥ 10 canaries, (count,) bool. Should all agree, they are tossed again, which adds
+    at most 2^(1 − count) to the chance that a bound is wrong."""
+    if count < 10:
+        raise ValueError(f"Expected count={count} ≥ 10 canaries.")
     while True:
         inside = generator.random(count) < 0.5
         if inside.any() and not inside.all():

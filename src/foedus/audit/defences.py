@@ -8,7 +8,7 @@ because they are often taken for one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,22 +57,41 @@ class Defence:
         return ", ".join(word for word in words if word) or "none"
 
 
-def gradients(bench: Bench, params: Params, encoded: Encoded, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
-    """The gradient of each row's mean loss at `params`, one row at a time, by parameter; float64."""
-    return [_gradient(bench, params, encoded, row) for row in rows]
+def gradients(bench: Bench, params: Params, encoded: Encoded, rows: Iterable[int]) -> Iterator[dict[str, np.ndarray]]:
+    """The gradient of each row's mean loss at `params`, one row after the other, by parameter; float64."""
+    for row in rows:
+        yield _gradient(bench, params, encoded, row)
 
 
-def sent(each: Sequence[Params], defence: Defence, generator: np.random.Generator) -> dict[str, np.ndarray]:
-    """The mean of the rows' gradients, as it leaves the silo under `defence`.
+def sent(each: Iterable[Params], defence: Defence, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """The mean of the rows' gradients, at least one, as it leaves the silo under `defence`.
 
     `generator` draws the noise of the experiment. It may be seeded: what is attacked here is sent to nobody.
     """
-    clipped = [_clipped(gradient, defence.clip) for gradient in each]
-    total = {name: sum(gradient[name] for gradient in clipped) for name in each[0]}
+    total: dict[str, np.ndarray] = {}
+    rows = 0
+    for rows, gradient in enumerate(each, 1):
+        total = added(total, clipped(gradient, defence.clip))
+    return finished(total, rows, defence, generator)
+
+
+def clipped(gradient: Params, norm: float) -> Params:
+    """A row's gradient with an L2 norm of at most `norm`, > 0, over all parameters together."""
+    size = math.sqrt(sum(float(np.square(x, dtype=np.float64).sum()) for x in gradient.values()))
+    return gradient if size <= norm else {name: x * (norm / size) for name, x in gradient.items()}
+
+
+def added(total: Params, gradient: Params) -> dict[str, np.ndarray]:
+    """The sum; an empty total is zero."""
+    return {name: total[name] + x if total else x for name, x in gradient.items()}
+
+
+def finished(total: Params, rows: int, defence: Defence, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """What is sent for `total`, the sum of `rows` gradients that are clipped already: `sent` after its first half."""
     if defence.noise:
         std = defence.noise * defence.clip
         total = {name: x + generator.normal(0.0, std, x.shape) for name, x in total.items()}
-    mean = {name: np.asarray(x) / len(each) for name, x in total.items()}
+    mean = {name: x / rows for name, x in total.items()}
     return _rounded(_largest(mean, defence.keep), defence.bits)
 
 
@@ -85,11 +104,6 @@ def _gradient(bench: Bench, params: Params, encoded: Encoded, row: int) -> dict[
         name: np.zeros(leaves[name].shape[1:]) if grad is None else grad[0].double().cpu().numpy()
         for name, grad in found.items()
     }
-
-
-def _clipped(gradient: Params, norm: float) -> Params:
-    size = math.sqrt(sum(float(np.square(x, dtype=np.float64).sum()) for x in gradient.values()))
-    return gradient if size <= norm else {name: x * (norm / size) for name, x in gradient.items()}
 
 
 def _largest(gradient: Params, keep: float) -> Params:

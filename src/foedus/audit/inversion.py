@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from ..lm.bench import Bench
 from ..lm.objectives import Encoded
 from ..types import Params
-from .defences import Defence, gradients, sent
+from .defences import Defence, added, clipped, finished, gradients, sent
 from .optimise import Optimiser, optimise
 from .rouge import Rouge, rouge
 from .span import span_bag, span_check
@@ -90,7 +90,9 @@ def attack(
     """
     tokens = [_inputs(encoded, row) for row in [*rows, *others]]
     each = gradients(bench, params, encoded, [*rows, *others])
-    return _judged(bench, params, each, tokens, len(rows), defence, kind, optimiser, seed)
+    message = sent(each, defence, np.random.default_rng([seed, 0]))
+    name = f"{defence.name}, sum with {len(others)} more rows" if others else defence.name
+    return _judged(bench, params, message, tokens, len(rows), name, kind, optimiser, seed)
 
 
 def survey(
@@ -103,15 +105,18 @@ def survey(
     `sent_is`: what is sent, in words, such as "LoRA, rank 8". `batches`: how many rows; those beyond what `encoded`
     holds are left out.
     """
-    batches = [batch for batch in batches if batch <= len(encoded)]
-    each = gradients(bench, params, encoded, range(max(batches, default=0)))
-    tokens = [_inputs(encoded, row) for row in range(len(each))]
-    return [
-        _judged(bench, params, each[:n], tokens[:n], n, defence, kind, optimiser, seed).row() | {"sent": sent_is}
-        for kind in kinds
-        for defence in defences
-        for n in batches
-    ]
+    totals: dict[float, dict[str, np.ndarray]] = {defence.clip: {} for defence in defences}
+    tokens: list[Row] = []
+    table = []
+    for n, gradient in enumerate(gradients(bench, params, encoded, range(min(len(encoded), max(batches)))), 1):
+        tokens.append(_inputs(encoded, n - 1))
+        totals = {clip: added(total, clipped(gradient, clip)) for clip, total in totals.items()}
+        for defence in defences if n in batches else ():
+            message = finished(totals[defence.clip], n, defence, np.random.default_rng([seed, 0]))
+            judged = [_judged(bench, params, message, tokens, n, defence.name, k, optimiser, seed) for k in kinds]
+            table += [outcome.row() | {"sent": sent_is} for outcome in judged]
+    names = [defence.name for defence in defences]
+    return sorted(table, key=lambda row: (kinds.index(row["attack"]), names.index(row["defence"]), row["batch"]))
 
 
 def examples(bench: Bench, params: Params, *, sent_is: str, defences: Sequence[Defence]) -> list[dict[str, Any]]:
@@ -143,18 +148,15 @@ def invert(
 
 
 def _judged(
-    bench: Bench, params: Params, each: Sequence[Params], tokens: Sequence[Row], judged: int, defence: Defence,
-    kind: Kind, optimiser: Optimiser | None, seed: int,
+    bench: Bench, params: Params, message: Params, tokens: Sequence[Row], judged: int, defence: str, kind: Kind,
+    optimiser: Optimiser | None, seed: int,
 ) -> Recovery:  # fmt: skip
-    """Sends, attacks and compares: the first `judged` of the rows with these gradients and tokens are the truth."""
-    message = sent(each, defence, np.random.default_rng([seed, 0]))
+    """Attacks and compares. `tokens`: of all rows in the message; the first `judged` of them are the truth."""
     started = time.perf_counter()
     found = invert(bench, params, message, [len(row) for row in tokens], kind=kind, optimiser=optimiser, seed=seed)
     seconds = time.perf_counter() - started
-    others = len(tokens) - judged
-    name = f"{defence.name}, sum with {others} more rows" if others else defence.name
     compare = _bag if kind in ("token bag", "span bag") else _whole
-    return compare(bench, kind, name, list(tokens[:judged]), found, seconds)
+    return compare(bench, kind, defence, list(tokens[:judged]), found, seconds)
 
 
 def _inputs(encoded: Encoded, row: int) -> Row:

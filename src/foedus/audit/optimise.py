@@ -1,7 +1,7 @@
 """Gradient inversion by optimisation: dummy inputs are moved until their gradient looks like the one that was sent.
 
 DLG (Zhu et al. 2019) compares gradients by squared distance and learns inputs and labels together; TAG (Deng et al.
-2021, equation 5) adds an L1 term that weighs the first layers most. Both work on embeddings, which are read as the
+2021) adds an L1 term that weighs the first layers most. Both work on embeddings, which are read as the
 nearest tokens at the end. They need many gradients of a gradient, so they are for short rows and small models.
 """
 

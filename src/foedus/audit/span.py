@@ -2,9 +2,9 @@
 
 The gradient of a linear layer is a sum over tokens of outer products, Σ g_t x_tᵀ, so its rows lie in the span of the
 layer's inputs x_t. Where there are fewer tokens than dimensions, a vector that was no input lies outside. Into the
-first block go embeddings: each token of the vocabulary is tried (section 4.1 there). Into the second go sums over a
-prefix: prefixes grow token by token and only those inside the span stay (section 4.2). LoRA has two spans: A's
-gradient has that of the inputs x_t, and B's, when B is still zero and A's gradient with it, that of the A x_t.
+first block go embeddings: each token of the vocabulary is tried. Into the second go sums over a prefix: prefixes grow
+token by token, and only those inside the span stay. LoRA has two spans: A's gradient has that of the inputs x_t, and
+B's, when B is still zero and A's gradient with it, that of the A x_t.
 
 Unlike there, candidates are ranked by their distance from the span and not only compared with a threshold, and the
 attacker knows how long each row is: a defence must hold without relying on what an attacker may learn elsewhere.

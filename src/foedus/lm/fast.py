@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ SCORES = 1 << 24
 """How many attention scores are held at a time where they are not kept."""
 BLOCK = 1 << 25
 """Bytes that the workspace grows by."""
+STEP = 32
+"""Units of unlike lengths are multiplied in windows of 1, 2, 3, 4, 6, 8, 12, 16, … times so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -132,26 +134,56 @@ def lay_out(ids: Tensor, mask: Tensor, where: Tensor, targets: Tensor, silos: in
 
 
 @dataclass(frozen=True)
+class Window:
+    """Tokens of one unit, and of neighbours up to a usual length: the library plans every new length anew, 0.25 ms.
+
+    `slot`: where its rows begin in a copy of the narrow factor in which the neighbours' are zero.
+    """
+
+    unit: int
+    slot: int
+    token: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Units:
     """Whose tokens are whose. Units are numbered through all silos; each has a contiguous run of tokens, or none.
 
     `counts`: units of each silo. `runs`: (first unit, units, first token, tokens each), for neighbours of equal length.
+    `windows`: used instead of runs where there are some; token `owned[i]` belongs in row `slots[i]` of the copy.
     `shares`: (K·T, 1) float32, one over the number of targets of the unit that a token belongs to, 0 for nobody's.
     """
 
     counts: tuple[int, ...]
     runs: tuple[tuple[int, int, int, int], ...]
+    windows: tuple[Window, ...]
+    owned: Tensor
+    slots: Tensor
     shares: Tensor
 
-    def products(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-        """left' right over the tokens of each unit, in `out`; (K·T, l) and (K·T, r) to (N, l, r)."""
+    def products(self, narrow: Tensor, wide: Tensor, out: Tensor) -> Tensor:
+        """narrow' wide over the tokens of each unit, in `out`; (K·T, R) and (K·T, c) to (N, R, c).
+
+        Through windows, what is not finite in one unit may spread to others: zero times NaN is NaN.
+        """
+        if self.windows:
+            return self._through_windows(narrow, wide, out)
         for unit, units, token, length in self.runs:
             here, into = slice(token, token + units * length), out[unit : unit + units]
-            torch.bmm(
-                left[here].view(units, length, left.shape[1]).transpose(1, 2),
-                right[here].view(units, length, right.shape[1]),
-                out=into,
-            )
+            left, right = (x[here].view(units, length, x.shape[1]) for x in (narrow, wide))
+            torch.bmm(left.transpose(1, 2), right, out=into)
+        return out
+
+    def _through_windows(self, narrow: Tensor, wide: Tensor, out: Tensor) -> Tensor:
+        last = self.windows[-1]
+        copy = narrow.new_zeros(last.slot + last.length, narrow.shape[1])
+        copy.index_copy_(0, self.slots, narrow.index_select(0, self.owned))
+        if len(self.windows) < len(out):
+            out.zero_()  # for units without tokens
+        for w in self.windows:
+            left = copy[w.slot : w.slot + w.length]
+            torch.mm(left.t(), wide[w.token : w.token + w.length], out=out[w.unit])
         return out
 
 
@@ -170,18 +202,26 @@ def lay_out_units(tokens: Tokens, units: Sequence[Tensor]) -> Units:
     targets = torch.bincount(unit[tokens.predicts], minlength=nobody + 1)
     shares = 1.0 / targets.clamp(min=1).float()
     shares[nobody] = 0.0
-    return Units(tuple(counts), _runs(unit, nobody), shares[unit][:, None])
+    spans = _spans(unit, nobody)
+    windows, slots = _windows(spans, len(unit))
+    owned = [token for start, length in spans for token in range(start, start + length)]
+    owned, slots = (torch.tensor(x, dtype=torch.long, device=unit.device) for x in (owned, slots))
+    return Units(tuple(counts), _runs(spans), windows, owned, slots, shares[unit][:, None])
 
 
-def _runs(unit: Tensor, nobody: int) -> tuple[tuple[int, int, int, int], ...]:
-    """The runs of `Units`, from the unit of each token."""
+def _spans(unit: Tensor, nobody: int) -> list[tuple[int, int]]:
+    """(first token, tokens) of every unit, from the unit of each token."""
     lengths, starts, at = [0] * (nobody + 1), [0] * (nobody + 1), 0
     for number, length in zip(*(x.tolist() for x in torch.unique_consecutive(unit, return_counts=True)), strict=True):
         if lengths[number] and number != nobody:
             raise ValueError("Expected the rows of a unit to stand side by side. Sort the rows of each silo by unit.")
         lengths[number], starts[number], at = length, at, at + length
+    return list(zip(starts[:nobody], lengths[:nobody], strict=True))
+
+
+def _runs(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int, int, int], ...]:
     runs: list[tuple[int, int, int, int]] = []
-    for number, (length, start) in enumerate(zip(lengths[:nobody], starts[:nobody], strict=True)):
+    for number, (start, length) in enumerate(spans):
         if runs:
             first, units, token, each = runs[-1]
             if each == length and (token + units * each == start or not length):
@@ -189,6 +229,29 @@ def _runs(unit: Tensor, nobody: int) -> tuple[tuple[int, int, int, int], ...]:
                 continue
         runs.append((number, 1, start, length))
     return tuple(runs)
+
+
+def _windows(spans: Sequence[tuple[int, int]], tokens: int) -> tuple[tuple[Window, ...], list[int]]:
+    """Windows, and the slots of the units' tokens; none where all units are equally long."""
+    windows: list[Window] = []
+    slots: list[int] = []
+    at = 0
+    for unit, (start, length) in enumerate(spans):
+        if length:
+            usual = min(_usual(length), tokens)
+            token = min(start, tokens - usual)
+            windows.append(Window(unit, at, token, usual))
+            slots += range(at + start - token, at + start - token + length)
+            at += usual
+    return (tuple(windows) if len({length for _, length in spans}) > 1 else ()), slots
+
+
+def _usual(length: int) -> int:
+    """The least of STEP · 1, 2, 3, 4, 6, 8, 12, 16, … that is not less."""
+    power = STEP
+    while 2 * power < length:
+        power *= 2
+    return next(usual for usual in (power, 3 * power // 2, 2 * power) if usual >= length)
 
 
 class Workspace:
@@ -295,8 +358,9 @@ class Llama:
         unit adds keeps its bound up to the rounding of float32. A unit whose squared norm overflows float32 adds zero.
         """
         whose = lay_out_units(tokens, units)
-        nll, _, adapters = self._run(leaves, tokens, True, False, whose)
-        squares = _by_part([adapter.squares for adapter in adapters], whose, clippings[0])
+        nll, adapters, squares = self._each(leaves, tokens, whose, clippings[0])
+        if whose.windows and not bool(torch.isfinite(squares).all()):  # it may be its neighbour's: once more, apart
+            nll, adapters, squares = self._each(leaves, tokens, replace(whose, windows=()), clippings[0])
         alone = squares.split(whose.counts)
         factors = [clipping.factors(x) for clipping, x in zip(clippings, alone, strict=True)]
         weights = [torch.block_diag(*(f[None, :, j] for f in factors)) for j in range(squares.shape[1])]
@@ -310,6 +374,13 @@ class Llama:
             sums(nll, owner, tokens.silos),
             torch.bincount(owner, minlength=tokens.silos),
         )
+
+    def _each(
+        self, leaves: Mapping[str, Tensor], tokens: Tokens, units: Units, clipping: Clipping
+    ) -> tuple[Tensor, list[_Adapter], Tensor]:
+        """Losses, adapters that know their units' gradients, and the (N, parts) squared norms of these."""
+        nll, _, adapters = self._run(leaves, tokens, True, False, units)
+        return nll, adapters, _by_part([adapter.squares for adapter in adapters], units, clipping)
 
     def _run(
         self, leaves: Mapping[str, Tensor], tokens: Tokens, gradient: bool, hits: bool, units: Units | None

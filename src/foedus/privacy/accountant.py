@@ -423,8 +423,9 @@ def _divergences(bill: _Bill) -> np.ndarray:
 def _by_quadrature(part: _Mixture, orders: np.ndarray) -> np.ndarray:
     """Rényi divergences of a mixture, the larger of both directions, by the trapezoidal rule.
 
-    For the fractional orders, where dp-accounting's series often do not converge. The integrands are analytic with
-    Gaussian tails, for which the rule errs by less than rounding once a standard deviation has 20 points.
+    For the fractional orders, where dp-accounting's series often does not converge or gives too much. The integrands
+    are analytic with Gaussian tails, for which the rule errs by less than rounding once a standard deviation has 20
+    points.
     """
     z, lengths, chances = part
     reach = orders.max() + 14 * z

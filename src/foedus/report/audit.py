@@ -35,7 +35,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from ..errors import RunError
@@ -63,7 +63,7 @@ def write_audit(folder: Path) -> Path:
     Raises `RunError` when `audit.json` is missing, damaged, of another format, or holds text that is no example.
     """
     place = Path(folder) / "audit.html"
-    page = render(read_audit(Path(folder)))
+    page = _rendered(read_audit(Path(folder)), str(place.with_name("audit.json")))
     beside = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         beside.write_text(page, encoding="utf-8", errors="replace")
@@ -108,6 +108,13 @@ def render(audit: Audit) -> str:
         "include_raw": lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8")),
     }
     return environment.get_template("audit.html.j2").render(_page(audit))
+
+
+def _rendered(audit: Audit, where: str) -> str:
+    try:
+        return render(audit)
+    except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        raise _damaged(f"one whose parts do not fit ({type(error).__name__}: {error})", where) from error
 
 
 # ---- what the figures say ----
@@ -161,7 +168,7 @@ def allowed_tpr(audit: Audit) -> dict[str, float]:
 
 
 def most_found(fpr: float, epsilon: float, delta: float) -> float:
-    """The highest true-positive rate that (ε, δ) leaves at a false-positive rate (Kairouz et al. 2015, theorem 2.1).
+    """The highest true-positive rate that (ε, δ) leaves at a false-positive rate (Kairouz, Oh and Viswanath 2015).
 
     >>> round(most_found(0.01, 1.0, 0.0), 4), most_found(0.5, 50.0, 1e-5)
     (0.0272, 1.0)
