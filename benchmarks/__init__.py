@@ -5,6 +5,7 @@
     memory       peak memory with many silos, against one
     flower       client updates a second, beside Flower's simulation engine
     overhead     what the engine costs a client, beside pfl-research and Flower
+    private_step what privacy costs a training step, beside one without it and Opacus
 
 A benchmark is a module with `rows()`, which gives the rows of the table; `table.py` says what a row is.
 """

@@ -112,7 +112,7 @@ def budget(
         kept.allow(Cap(epsilon, delta))
     cap = kept.cap
     at = cap.delta if cap else delta
-    spent = accountant.epsilon(kept.spent(), at).upper
+    spent = accountant.upper(kept.spent(), at)
     if as_json:
         print_json({"silo": silo, "spent": spent, "delta": at, "cap": cap.epsilon if cap else None})
         return

@@ -179,6 +179,19 @@ def test_a_planted_bug_is_caught(bug):
     assert name in failures(trial(step, tensors, count=100, steps=10, rate=0.2))
 
 
+def test_a_tenth_too_little_noise_on_one_small_tensor_is_caught_and_named():
+    tensors = layout(Z, (40_000, 400))
+    plain = honest(tensors)
+
+    def weak(total, generator):
+        noise = plain(total, generator) - total
+        noise[40_000:] *= 0.9
+        return total + noise
+
+    (check, *_) = trial(weak, tensors, count=100, steps=10).checks
+    assert not check.passed and "furthest off, tensor 1" in check.detail
+
+
 def test_halved_noise_breaks_the_stated_epsilon_too():
     tensors = layout(Z)
     step = planted_bugs(tensors)["noise halved"][0]
@@ -209,7 +222,7 @@ SHAPES = {"layers.0.a": (40, 20), "layers.1.a": (30, 30), "head": (10, 90)}
 
 def plan(z=Z, **more) -> PrivateSteps:
     parts = parts_of(list(SHAPES), "layers", 0.7, (0.5, 0.3, 0.2))
-    rest = {"rows": 1, "parts": parts, "multipliers": (z,), "source": SystemSource()} | more
+    rest = {"rows": 1, "parts": parts, "multipliers": (z,), "source": SimulatedSource(1)} | more
     return PrivateSteps("example", rate=0.5, divisor=32.0, steps=4, **rest)
 
 
@@ -226,11 +239,11 @@ def test_the_private_steps_of_a_plan_pass_and_reach_the_ceiling(more):
 
 
 def test_private_steps_that_do_not_do_as_their_plan_says_are_caught():
-    source = SimulatedSource(3)
-    tensors, step = canaries.mechanism(plan(source=source), SHAPES)
+    tensors, step = canaries.mechanism(plan(), SHAPES)  # simulated noise for one purpose is the same in every step
     assert failures(trial(step, tensors, steps=3, count=50, scale=32.0)) == {"the noise is fresh in every step"}
-    tensors, step = canaries.mechanism(plan(), SHAPES)
-    assert "the sum goes in once, unscaled" in failures(trial(step, tensors, count=50, scale=31.0))
+    tensors, step = canaries.mechanism(plan(source=SystemSource()), SHAPES)
+    assert "the noise is fresh in every step" not in failures(trial(step, tensors, steps=3, count=50, scale=32.0))
+    assert "the sum goes in once, unscaled" in failures(trial(step, tensors, count=50, scale=28.0))
     with pytest.raises(GuaranteeError, match="without a clip"):
         canaries.mechanism(plan(bare_std=1.0), SHAPES)
 
@@ -238,7 +251,7 @@ def test_private_steps_that_do_not_do_as_their_plan_says_are_caught():
 def test_poisson_sampling_passes_and_shuffling_is_caught():
     generator = np.random.default_rng(0)
     failed = 0
-    for rate, steps in ((0.01, 60), (0.1, 40), (0.5, 20)):
+    for rate, steps in ((0.002, 60), (0.1, 40), (0.5, 20)):
         for _ in range(100):
             failed += any(not check.passed for check in sampling(generator.random((steps, 300)) < rate, rate))
     assert binomtest(failed, 300, 3e-3, "greater").pvalue > 1e-3
@@ -264,7 +277,7 @@ def planted(bench) -> Planted:
 @pytest.fixture(scope="module")
 def released(bench, planted):
     """An adapter that has learnt its canaries by heart, in a small training split."""
-    return overfit(bench, canaries.insert(encode(bench, sentences("law", 4)), planted), steps=250)
+    return overfit(bench, canaries.insert(encode(bench, sentences("law", 4)), planted), steps=150)
 
 
 def test_coins_decide_who_is_inserted(bench, planted):
@@ -311,6 +324,17 @@ def test_a_model_finishes_what_it_knows_by_heart_and_nothing_else(bench, planted
     assert 0.6 < known.low < known.exact / known.tried <= known.high and 0 < unknown.high < 0.3
     prompt, truth, recovered = known.examples[0]
     assert len(known.examples) == 2 and prompt and truth and recovered
+
+
+def test_one_wrong_token_is_no_extraction_and_any_beam_may_be_right(bench, planted, monkeypatch):
+    data = select(planted.data, [0, 1])
+    truths = [data.inputs[row][7:13] for row in (0, 1)]
+    wrong = [np.stack([truth * 0, np.r_[truth[:5], 0]]) for truth in truths]
+    monkeypatch.setattr(canaries, "continuations", lambda *_: wrong)
+    said = extract(bench, bench.start(), data, "", prefix=6, suffix=6, beams=2)
+    assert (said.tried, said.exact) == (2, 0) and said.tokens == pytest.approx(5 / 6)
+    monkeypatch.setattr(canaries, "continuations", lambda *_: [np.stack([truth * 0, truth]) for truth in truths])
+    assert extract(bench, bench.start(), data, "", prefix=6, suffix=6, beams=2).exact == 2
 
 
 def test_greedy_search_is_the_models_own_generation(bench, released):

@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from foedus.audit.defences import Defence, gradients, sent
 from foedus.audit.inversion import SENTENCE, attack, encode, examples, invert, survey
-from foedus.audit.optimise import Optimiser
+from foedus.audit.optimise import Optimiser, distance, dummy_gradient
 from foedus.audit.rouge import Rouge, rouge
 from foedus.audit.span import span_bag, span_check
 from foedus.audit.tokens import bag_recall, ranked, token_bag, token_tables
@@ -210,7 +211,12 @@ def test_without_a_table_of_tokens_there_is_no_token_bag_but_the_span_has_one(be
 def test_a_bag_holds_no_more_tokens_than_it_was_asked_for():
     assert ranked(np.array([0.0, 3.0, 1.0, 2.0]), 2) == [1, 3]
     assert ranked(np.array([0.0, 1.0]), 5) == [1]
+
+
+def test_naming_the_whole_vocabulary_is_no_better_than_guessing():
     assert bag_recall([(1, 2), (2, 3)], [3, 9]) == pytest.approx(1 / 3) and bag_recall([], [1]) == 0
+    assert bag_recall([(5, 6)], range(100)) == 0 and bag_recall([(5, 6)], [5, 6, *range(100)]) == 1
+    assert bag_recall([(5, 6)], [7, 5, 8, 6], others=[(7, 8)]) == 1
 
 
 # ---- optimising attacks ----
@@ -223,6 +229,31 @@ def test_optimising_finds_tokens_of_a_short_row_and_none_under_noise(benches, ki
     bare = attack(bench, bench.start(), encoded, [0], kind=kind, optimiser=how)
     assert bare.tokens >= 0.6
     assert attack(bench, bench.start(), encoded, [0], kind=kind, optimiser=how, defence=PRIVATE).tokens <= 0.2
+
+
+def test_true_inputs_have_the_gradient_that_was_sent(benches):
+    bench = benches["gpt2, LoRA"]
+    params, encoded = trained(bench), encode(bench, ["a fever", "no"])
+    message = sent(gradients(bench, params, encoded, [0, 1]), Defence(), np.random.default_rng(0))
+    lengths = [len(encoded.inputs[row]) - 1 for row in (0, 1)]
+    table = bench.model.get_input_embeddings().weight.detach()
+    inputs, labels = torch.zeros(2, max(lengths), table.shape[1]), torch.zeros(2, max(lengths), table.shape[0])
+    for i, length in enumerate(lengths):
+        ids = torch.tensor(encoded.inputs[i].astype(np.int64))
+        inputs[i, :length] = table[ids[:-1]]
+        labels[i, torch.arange(length), ids[1:]] = 100.0
+    leaves = {name: torch.from_numpy(x) for name, x in params.items()}
+    found = dummy_gradient(bench, leaves, list(params), inputs, labels, lengths)
+    for name, x in found.items():
+        np.testing.assert_allclose(x.detach().numpy(), message[name], rtol=1e-3, atol=1e-6)
+
+
+def test_dlg_counts_squares_and_tag_adds_sizes_the_first_layers_most():
+    goal = {"first": torch.tensor([3.0]), "last": torch.tensor([4.0])}
+    zero = {name: torch.zeros(1) for name in goal}
+    assert float(distance(zero, goal, Optimiser("dlg"))) == pytest.approx(1.0)
+    assert float(distance(zero, goal, Optimiser("tag", l1=0.5))) == pytest.approx(1 + 0.5 * 3 / 5 + 0.25 * 4 / 5)
+    assert float(distance(goal, goal, Optimiser("tag"))) == 0
 
 
 def test_optimising_takes_rows_of_different_lengths(benches):

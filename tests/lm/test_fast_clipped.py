@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from foedus.lm import fast
+from foedus.lm.adapters import LoRA
+from foedus.lm.bench import Bench
 from foedus.lm.clipping import Clipping
 
-from .test_bench import make_batch, scattered
+from .test_bench import make_batch, make_bench, scattered
 from .test_fast import MODELS, bench_of
 
 NORMS = {"nothing": math.inf, "some": 1.2, "everything": 1e-3}
@@ -128,7 +130,9 @@ def test_targets_of_nobodys_row_count_among_the_losses_only(batches):
     assert with_it.targets > without.targets
 
 
-def test_a_unit_without_a_target_adds_zero():
+def test_a_unit_without_a_target_adds_zero_whatever_its_memory_held(monkeypatch):
+    take = fast.Workspace.take_from_end
+    monkeypatch.setattr(fast.Workspace, "take_from_end", lambda *x, **y: take(*x, **y).fill_(3.0))
     batches = ragged()
     batches[0]["labels"][1] = -100
     batches[1]["labels"][:2] = -100
@@ -183,6 +187,29 @@ def test_in_bf16_gradients_are_within_rounding_and_a_clipped_unit_adds_exactly_i
         assert float(flat(unit.gradients).norm()) == pytest.approx(1e-3, rel=1e-6)
 
 
+@pytest.mark.parametrize("batches", [ragged, dense])
+def test_the_models_own_code_clips_to_the_same_sums(monkeypatch, batches):
+    bench = make_bench("causal-lm", "llama", LoRA(rank=3))
+    monkeypatch.setattr(Bench, "_find_fast", lambda self: None)
+    other = make_bench("causal-lm", "llama", LoRA(rank=3))
+    assert bench._fast is not None
+    given = (bench.leaves(scattered(bench, 2)), batches(), list(map(torch.tensor, UNITS["several rows each"])))
+    ours, theirs = (b.clipped(*given, [Clipping((0.7,))] * 2) for b in (bench, other))
+    torch.testing.assert_close(flat(ours.gradients), flat(theirs.gradients), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.norms, theirs.norms, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours.losses, theirs.losses)
+    assert torch.equal(ours.targets, theirs.targets)
+
+
+def test_windows_are_of_few_lengths_and_hold_their_units():
+    lengths = [fast._usual(length) for length in range(1, 2000)]
+    assert all(length <= usual <= max(2 * length, fast.STEP) for length, usual in enumerate(lengths, 1))
+    assert len(set(lengths)) <= 13
+    windows, slots = fast._windows([(0, 40), (40, 3), (43, 0), (43, 9)], 52)
+    assert [(w.unit, w.token, w.length) for w in windows] == [(0, 0, 48), (1, 20, 32), (3, 20, 32)]
+    assert slots == [*range(40), *range(48 + 20, 48 + 23), *range(80 + 23, 80 + 32)]
+
+
 def test_a_step_without_units_is_the_same_before_and_after_one_with_them():
     bench, batches = bench_of(MODELS["llama"]), ragged()
     leaves = bench.leaves(scattered(bench, 2))
@@ -210,11 +237,13 @@ def test_gradients_lie_in_the_workspace_and_in_the_same_place_at_every_step(monk
     monkeypatch.setattr(fast.Workspace, "take_from_end", lambda *x, **y: found.append(take(*x, **y)) or found[-1])
     for _ in range(3):
         clipped(bench, bench.leaves(scattered(bench, 2)), dense(), UNITS["a row each"], [Clipping((0.7,))] * 2)
-        owned = {block.untyped_storage().data_ptr() for block in bench._fast.space.blocks}
-        assert {x.untyped_storage().data_ptr() for x in found} <= owned
-        places.append([x.data_ptr() for x in found])
+        space = bench._fast.space
+        ends = {b.data_ptr(): b.data_ptr() + n for b, n in zip(space.blocks, space.touched, strict=True)}
+        below = found[2 * 4 :]  # two layers, four products, A and B; when the last began, nothing was given back
+        assert len(below) == 2 * 4
+        assert all(x.data_ptr() + x.nbytes <= ends[x.untyped_storage().data_ptr()] for x in below)
+        places.append([x.data_ptr() for x in below])
         found.clear()
-    assert len(places[0]) == 2 * 2 * 4  # two layers, four products, A and B
     assert places[0] == places[1] == places[2]
 
 

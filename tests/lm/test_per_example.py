@@ -112,6 +112,17 @@ class Scale(nn.Module):
         return x * (2.0 * self.scale.flatten()).to(x.dtype) - self.shift.view(1, 1, WIDTH)[:, :, :].contiguous()
 
 
+class Shifts(nn.Module):
+    """A shift used twice, behind a layer whose gradient it must not touch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.shift = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x):
+        return self.layer(x) + self.shift + self.shift
+
+
 class Twice(nn.Module):
     """One matrix as a table and as a head."""
 
@@ -140,6 +151,7 @@ SHAPED = {
     "wide": (lambda: nn.Linear(WIDTH, 40), (2, WIDTH)),
     **{f"prompt by {how}": (partial(Prompt, how), (3, WIDTH)) for how in HOW},
     "scale": (Scale, (3, WIDTH)),
+    "a shift used twice": (Shifts, (WIDTH,)),
     "positions": (lambda: Positions((1, -1)), (7, WIDTH)),
     "positions without rows": (lambda: Positions((-1,)), (7, WIDTH)),
     "llama's norm": (lambda: LlamaRMSNorm(WIDTH), (7, WIDTH)),
@@ -506,14 +518,28 @@ def test_a_unit_that_is_not_finite_adds_zero_and_spoils_nobody(kind):
 
 
 def test_a_gradient_whose_tokens_cancel_is_not_taken_for_none():
-    """The terms of its norm are 10¹² and more, the norm itself 5: float32 cannot tell it from zero."""
+    """The terms of its square are 10¹⁰, the square itself 256: float32 cannot tell it from zero."""
+    torch.manual_seed(0)
     layer = nn.Linear(64, 64, bias=False)
-    x = 1000.0 * torch.randn(1, 1, 64).expand(1, 2, 64) + torch.tensor([[[0.0], [1e-3]]])
+    x = 1000.0 * torch.randn(1, 1, 64).expand(1, 2, 64) + torch.tensor([[[0.0], [0.25]]])
     weights = torch.tensor([1.0, -1.0]).view(1, 2, 1)
     uses = collect(layer, dict(layer.named_parameters()), torch.tensor([0]), lambda: (layer(x) * weights).sum())
     assert not uses.each("weight").eq(0).all()
     wanted = float(uses.each("weight").norm())
     assert float(uses.squares(NOTHING).sqrt()) == pytest.approx(wanted, rel=0.05)
+
+
+def test_the_rounding_of_a_sum_is_within_the_bound():
+    """Sixty-four tokens that cancel up to the last bit: what is left of them in float32 is rounding."""
+    torch.manual_seed(0)
+    layer, x, weights = nn.Linear(400, 400, bias=False), torch.randn(1, 64, 400), torch.randn(1, 64, 400)
+    weights[:] = weights[:, :1] * torch.randn(1, 64, 1)
+    scales = (weights[0, :, 0] / weights[0, -1, 0]).double()
+    x[0, -1] = -(scales[:-1, None] * x[0, :-1].double()).sum(0).float()
+    uses = collect(layer, dict(layer.named_parameters()), torch.tensor([0]), lambda: (layer(x) * weights).sum())
+    sums, norms = uses.clipped(Clipping((1e-6,)))
+    assert 1e-6 < float(norms) < 1
+    assert float(sums["weight"].norm()) <= 1e-6 * 1.01
 
 
 def test_dropout_falls_as_it_does_in_losses():

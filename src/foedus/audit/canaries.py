@@ -36,6 +36,8 @@ from .membership import TOKENS, documents_of, predictions, read, select
 
 WRONG = 1e-3
 """A self-check fails below this p-value. A sound run fails one of ten checks once in a hundred audits."""
+PROMPTS = 64
+"""Prompts that are continued side by side."""
 WATCHED = 4096
 """Coordinates of the noise that are kept of each step, to look for repetitions."""
 
@@ -177,16 +179,29 @@ def continuations(
 ) -> list[np.ndarray]:
     """For each prompt of token ids its likeliest continuations by beam search, (beams, length), the best first."""
     leaves = {name: x[0].detach() for name, x in bench.leaves([params]).items()}
-    out = []
-    for prompt in prompts:
-        ids, total = torch.as_tensor(prompt)[None], torch.zeros(1)
-        for _ in range(length):
-            logp = torch.log_softmax(_next(bench, leaves, ids), -1) + total[:, None]
-            best, at = logp.flatten().topk(min(beams, logp.numel()))
-            width = logp.shape[1]
-            ids, total = torch.cat([ids[at // width], (at % width)[:, None]], 1), best
-        out.append(ids[:, len(prompt) :].numpy())
+    out: list[np.ndarray] = [np.empty(0)] * len(prompts)
+    for size in sorted({len(prompt) for prompt in prompts}):
+        alike = [i for i, prompt in enumerate(prompts) if len(prompt) == size]
+        for group in (alike[i : i + PROMPTS] for i in range(0, len(alike), PROMPTS)):
+            ids = torch.from_numpy(np.stack([prompts[i] for i in group]))[:, None]
+            found = _search(bench, leaves, ids, length, beams)
+            for i, x in zip(group, found[:, :, size:].numpy(), strict=True):
+                out[i] = x
     return out
+
+
+def _search(
+    bench: Bench, leaves: Mapping[str, torch.Tensor], ids: torch.Tensor, length: int, beams: int
+) -> torch.Tensor:
+    """Beam search from (n, 1, t) token ids to (n, beams, t + length)."""
+    total = torch.zeros(ids.shape[:2])
+    for _ in range(length):
+        logp = torch.log_softmax(_next(bench, leaves, ids.flatten(0, 1)), -1).view(*total.shape, -1)
+        paths = (logp + total[..., None]).flatten(1)
+        total, at = paths.topk(min(beams, paths.shape[1]), dim=1)
+        before = (at // logp.shape[-1])[..., None].expand(-1, -1, ids.shape[2])
+        ids = torch.cat([ids.gather(1, before), (at % logp.shape[-1])[..., None]], 2)
+    return ids
 
 
 def _next(bench: Bench, leaves: Mapping[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:

@@ -70,8 +70,8 @@ def sent(each: Iterable[Params], defence: Defence, generator: np.random.Generato
     """
     total: dict[str, np.ndarray] = {}
     rows = 0
-    for rows, gradient in enumerate(each, 1):
-        total = added(total, clipped(gradient, defence.clip))
+    for gradient in each:
+        total, rows = added(total, clipped(gradient, defence.clip)), rows + 1
     return finished(total, rows, defence, generator)
 
 

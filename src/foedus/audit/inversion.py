@@ -38,7 +38,8 @@ class Recovery:
     """What an attack recovered. Shares are in [0, 1]; None where the attack does not say it: a bag has no order.
 
     `exact`: share of rows recovered whole. `tokens`: share of tokens recovered in their place; for a bag, share of the
-    different tokens. `rouge`: mean over rows. `truth` and `found` are text: private, unless the rows were an example.
+    different tokens, of which as many are named as there are. `rouge`: mean over rows. `truth` and `found` are text:
+    private, unless the rows were an example.
     """
 
     attack: str
@@ -155,8 +156,9 @@ def _judged(
     started = time.perf_counter()
     found = invert(bench, params, message, [len(row) for row in tokens], kind=kind, optimiser=optimiser, seed=seed)
     seconds = time.perf_counter() - started
-    compare = _bag if kind in ("token bag", "span bag") else _whole
-    return compare(bench, kind, defence, list(tokens[:judged]), found, seconds)
+    if kind in ("token bag", "span bag"):
+        return _bag(bench, kind, defence, tokens[:judged], tokens[judged:], found[0], seconds)
+    return _whole(bench, kind, defence, tokens[:judged], found, seconds)
 
 
 def _inputs(encoded: Encoded, row: int) -> Row:
@@ -164,14 +166,17 @@ def _inputs(encoded: Encoded, row: int) -> Row:
     return tuple(map(int, encoded.inputs[row][:-1]))
 
 
-def _bag(bench: Bench, kind: str, defence: str, truth: list[Row], found: list[Row], seconds: float) -> Recovery:
-    tokens = bag_recall(_spoken(bench, truth), found[0])
-    words = tuple(_text(bench, (token,)) for token in found[0])
+def _bag(
+    bench: Bench, kind: str, defence: str, truth: Sequence[Row], others: Sequence[Row], found: Row, seconds: float
+) -> Recovery:
+    truth, others, (named,) = _spoken(bench, truth), _spoken(bench, others), _spoken(bench, [found])
+    words = " ".join(_text(bench, (token,)) for token in named)
     told = tuple(_text(bench, row) for row in truth)
-    return Recovery(kind, defence, len(truth), None, tokens, None, seconds, told, (" ".join(words),))
+    recall = bag_recall(truth, named, others)
+    return Recovery(kind, defence, len(truth), None, recall, None, seconds, told, (words,))
 
 
-def _whole(bench: Bench, kind: str, defence: str, truth: list[Row], found: list[Row], seconds: float) -> Recovery:
+def _whole(bench: Bench, kind: str, defence: str, truth: Sequence[Row], found: list[Row], seconds: float) -> Recovery:
     pairs = list(zip(truth, _matched(truth, found), strict=True))
     special = set(bench.base.tokenizer.all_special_ids)
     right = [t == f for left, other in pairs for t, f in _places(left, other) if t not in special]
@@ -183,7 +188,7 @@ def _whole(bench: Bench, kind: str, defence: str, truth: list[Row], found: list[
     return Recovery(kind, defence, len(truth), exact, float(np.mean(right or [0.0])), mean, seconds, told, read)
 
 
-def _matched(truth: list[Row], found: list[Row]) -> list[Row]:
+def _matched(truth: Sequence[Row], found: list[Row]) -> list[Row]:
     """For each true row the found one that goes with it, () where none is left: the best pairing of all."""
     if not found:
         return [()] * len(truth)

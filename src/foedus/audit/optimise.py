@@ -52,8 +52,8 @@ def optimise(
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
         for _ in range(how.steps):
             adam.zero_grad()
-            distance = _distance(_gradient(bench, values, matched, inputs, labels, lengths), goal, how)
-            inputs.grad, labels.grad = torch.autograd.grad(distance, [inputs, labels])
+            unlike = distance(dummy_gradient(bench, values, matched, inputs, labels, lengths), goal, how)
+            inputs.grad, labels.grad = torch.autograd.grad(unlike, [inputs, labels])
             adam.step()
     return _read(table, inputs.detach(), lengths)
 
@@ -66,11 +66,15 @@ def _start(table: Tensor, lengths: Sequence[int], generator: np.random.Generator
     return tuple(torch.from_numpy(x.astype(np.float32)).requires_grad_() for x in (inputs, labels))  # type: ignore[return-value]
 
 
-def _gradient(
+def dummy_gradient(
     bench: Bench, values: Mapping[str, Tensor], names: Sequence[str], inputs: Tensor, labels: Tensor,
     lengths: Sequence[int],
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The mean over rows of the gradients of their mean losses, as silos send it; differentiable."""
+    """The mean over rows of the gradients of their mean losses, as silos send it; differentiable.
+
+    `inputs`: (b, t, d) in place of embeddings. `labels`: (b, t, V) scores of the token that follows. `names`: of the
+    parameters whose gradients are wanted. Places beyond a row's length do not count.
+    """
     leaves = {name: values[name].clone().requires_grad_() for name in names}
     mask = torch.arange(inputs.shape[1]) < torch.tensor(lengths)[:, None]  # (b, t)
     given = {"inputs_embeds": inputs, "attention_mask": mask.long(), "use_cache": False}
@@ -81,8 +85,8 @@ def _gradient(
     return dict(zip(names, found, strict=True))
 
 
-def _distance(found: Mapping[str, Tensor], goal: Mapping[str, Tensor], how: Optimiser) -> Tensor:
-    """Relative, so that it reads the same for every model: 1 for a gradient of zero."""
+def distance(found: Mapping[str, Tensor], goal: Mapping[str, Tensor], how: Optimiser) -> Tensor:
+    """How unlike two gradients are, relative to the length of `goal`: for DLG, 1 for a gradient of zero."""
     size = sum(x.square().sum() for x in goal.values()).sqrt()
     total = found[next(iter(found))].new_zeros(())
     for place, (name, x) in enumerate(goal.items()):

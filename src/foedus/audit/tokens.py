@@ -42,10 +42,15 @@ def ranked(strength: np.ndarray, most: int) -> list[int]:
     return [int(token) for token in order if strength[token] > 0]
 
 
-def bag_recall(truth: Sequence[Sequence[int]], found: Sequence[int]) -> float:
-    """The share of the different tokens of `truth` that are in `found`; 0 without any."""
+def bag_recall(truth: Sequence[Sequence[int]], found: Sequence[int], others: Sequence[Sequence[int]] = ()) -> float:
+    """The share of the different tokens of `truth` that are among the first of `found`; 0 without any.
+
+    As many count as there are different tokens in `truth` and `others` together: a bag that names the whole vocabulary
+    is no better than guessing.
+    """
     held = {token for row in truth for token in row}
-    return len(held & set(found)) / len(held) if held else 0.0
+    first = len(held | {token for row in others for token in row})
+    return len(held & set(found[:first])) / len(held) if held else 0.0
 
 
 def _vocabulary(bench: Bench) -> int:

@@ -65,8 +65,8 @@ class Budget:
             return
         cap = self.cap
         if cap is not None:
-            before = accountant.epsilon(self._promised(), cap.delta).upper
-            after = accountant.epsilon(events.together(self._promised(), event), cap.delta).upper
+            before = accountant.upper(self._promised(), cap.delta)
+            after = accountant.upper(events.together(self._promised(), event), cap.delta)
             if after > cap.epsilon:
                 raise GuaranteeError(
                     f"at most ε = {cap.epsilon:g} at δ = {cap.delta:g} over the life of silo {self.silo!r}",

@@ -47,7 +47,7 @@ SCORES = 1 << 24
 BLOCK = 1 << 25
 """Bytes that the workspace grows by."""
 STEP = 32
-"""Units of unlike lengths are multiplied in windows of 1, 2, 3, 4, 6, 8, 12, 16, … times so many tokens."""
+"""Units of unlike lengths are multiplied in windows of 1, 1½, 2, 3, 4, 6, 8, 12, … times so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _windows(spans: Sequence[tuple[int, int]], tokens: int) -> tuple[tuple[Windo
 
 
 def _usual(length: int) -> int:
-    """The least of STEP · 1, 2, 3, 4, 6, 8, 12, 16, … that is not less."""
+    """The least of STEP · 1, 1½, 2, 3, 4, 6, 8, 12, … that is not less."""
     power = STEP
     while 2 * power < length:
         power *= 2
@@ -263,6 +263,7 @@ class Workspace:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.blocks: list[Tensor] = []
+        self.touched: list[int] = []  # how many bytes of each block were ever taken: the rest costs no memory yet
         self.at = (0, 0)  # the block in use, and how many of its bytes are taken
         self.end: tuple[int, int] | None = None  # a block, and where in it begins what was taken from the end
 
@@ -282,22 +283,26 @@ class Workspace:
             block, used = block + 1, 0
         if block == len(self.blocks):
             self.blocks.append(torch.empty(max(size, BLOCK), dtype=torch.uint8, device=self.device))
+            self.touched.append(0)
+        self.touched[block] = max(self.touched[block], used + size)
         self.at = block, used + -(-size // 64) * 64
         return self.blocks[block][used : used + size].view(dtype).view(shape)
 
     def take_from_end(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """The same, valid until all is given back; in memory of its own when too little was given back so far.
 
+        The end is that of what was ever taken, so nothing becomes resident that was not.
+
         Between this and `reset`, `take` must not be called: it does not look where the end begins.
         """
         size = dtype.itemsize * math.prod(shape)
-        block, end = self.end or (len(self.blocks) - 1, len(self.blocks[-1]))
+        block, end = self.end or (len(self.blocks) - 1, self.touched[-1])
         while block >= self.at[0]:
             start = (end - size) // 64 * 64
             if start >= (self.at[1] if block == self.at[0] else 0):
                 self.end = block, start
                 return self.blocks[block][start : start + size].view(dtype).view(shape)
-            block, end = block - 1, len(self.blocks[block - 1])
+            block, end = block - 1, self.touched[block - 1]
         return torch.empty(shape, dtype=dtype, device=self.device)
 
 

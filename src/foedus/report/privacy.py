@@ -35,7 +35,7 @@ def stated(run: Path) -> dict[str, Any]:
         return {"unit": "none", "epsilon": None, "delta": None, "rounds": _rounds(records), "not_covered": [],
                 "sentences": [unprotected()]}  # fmt: skip
     charged = _events(records)
-    spent = accountant.epsilon({"mechanism": "together", "of": charged}, facts["delta"]).upper
+    spent = accountant.upper({"mechanism": "together", "of": charged}, facts["delta"])
     epsilon = spent if spent != float("inf") else None
     done = f"This is what the {len(charged)} of {treaty.algorithm.rounds} rounds cost that were begun."
     return {
