@@ -324,7 +324,7 @@ def facts(plan: PrivacyPlan) -> dict[str, Any]:
         "epsilon_rdp": epsilon.rdp if math.isfinite(epsilon.rdp) else None,
         "noise_multiplier": plan.multiplier if t.max_norm is not None else None,
         "sampling_rate": t.rate, "steps": t.steps * t.rounds if t.local else t.rounds,
-        "terms": {key: value for key, value in asdict(t).items()},
+        "terms": asdict(t) | {"shares": list(t.shares)},
         "simulated_noise": plan.source.simulated,
         "event": plan.event(),
     }  # fmt: skip
