@@ -33,6 +33,7 @@ GOOD = {
     "adapter.dropout": fractions,
     "adapter.targets": st.sampled_from(["all-linear", "attention"]) | names,
     "adapter.embeddings": st.booleans(),
+    "adapter.freeze_a": st.booleans(),
     "data.source": lines.filter(lambda name: name != "memory"),
     "data.test_source": lines,
     "data.text": lines | names,
@@ -130,7 +131,7 @@ def settled(values: dict[str, object]) -> Treaty:
     drawn = by in ("dirichlet", "quantity", "iid")
     values |= {"silos.count": 3} if drawn else {}
     values |= {"cohort.size": 1} if sampling == "fixed" else {"cohort.rate": 0.5} if sampling == "poisson" else {}
-    lora = ["rank", "alpha", "dropout", "targets", "embeddings"]
+    lora = ["rank", "alpha", "dropout", "targets", "embeddings", "freeze_a"]
     gone = [f"adapter.{key}" for key in lora if values.get("adapter.kind") == "full"]
     gone += [] if values["model.task"] == "seq2seq" else ["data.target"]
     gone += [] if drawn else ["silos.count"]

@@ -236,7 +236,7 @@ def adapter(treaty: Treaty) -> LoRA | Full:
     if a.kind == "full":
         return Full()
     named = a.targets if len(a.targets) > 1 or a.targets[0] not in ("all-linear", "attention") else a.targets[0]
-    return LoRA(a.rank, a.alpha, a.dropout, named, a.embeddings)
+    return LoRA(a.rank, a.alpha, a.dropout, named, a.embeddings, a.freeze_a)
 
 
 def local_plan(treaty: Treaty) -> LocalPlan:

@@ -107,6 +107,27 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
     out.print(f"Report: {page}", markup=False)
 
 
+@app.command()
+def audit(run: RunPath, as_json: AsJson = False) -> None:
+    """Attack a finished run as an adversary would, and set what was found beside what it states."""
+    from .auditing import audit as attack
+    from .auditing import page_of, verdict_of
+    from .execute import treaty_of
+    from .governance import RunFolder
+
+    folder = RunFolder.open(run)
+    place = _built(treaty_of(folder))
+    with err.status("Auditing …") if err.is_terminal else nullcontext() as status:
+        found = attack(folder, place, lambda words: status.update(f"{words} …") if status else err.print(words))
+    kind, said = verdict_of(found)
+    if as_json:
+        print_json({"verdict": kind, "said": said, "audit": found})
+        return
+    out.print(f"[bold]{kind.capitalize()}.[/]", end=" ")
+    out.print(said, markup=False)
+    out.print(f"Audit: {page_of(folder)}", markup=False)
+
+
 @app.command("list")
 def list_(what: Annotated[What, typer.Argument()], as_json: AsJson = False) -> None:
     """List what a treaty can name: models, datasets, algorithms, optimizers, stages, mechanisms."""

@@ -37,7 +37,7 @@ def estimate(place: Workplace) -> Estimate:
     f = place.federation
     task = Task(0, f.model, params, f.silos, f.seed, f.stages.start(), f.algorithm.extra(params))
     down = len(wire.pack_task(task))
-    up = len(wire.pack(f.stages.encode(_update(params), task).tensors, {"round": 0}))
+    up = len(wire.pack(f.stages.encode(_update(params, place.treaty.disclosure.loss), task).tensors, {"round": 0}))
     per_round = len(f.sampler.cohort(f.silos, 0, f.seed)) or 1
     steps = max(place.plan.steps_of(silo) for silo in place.silos.values())
     step = _time_of_a_step(place, task)
@@ -55,8 +55,8 @@ def estimate(place: Workplace) -> Estimate:
     )
 
 
-def _update(params) -> Update:
-    metric = {("metric", name): np.zeros(1) for name in ("loss", "targets")}
+def _update(params, loss: bool) -> Update:
+    metric = {("metric", name): np.zeros(1) for name in ("loss", "targets") if loss}
     return Update({("delta", name): np.zeros_like(x) for name, x in params.items()} | metric)
 
 

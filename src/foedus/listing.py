@@ -33,15 +33,19 @@ def optimizers() -> list[Row]:
 
 
 def stages() -> list[Row]:
-    from . import stages as room
+    from .stages import Weigh
+    from .stages.clip import Clip
+    from .stages.grid import Grid
+    from .stages.noise import AddNoise
 
-    return [_class_row(cls) for cls in (room.Weigh,)]
+    return [_class_row(cls) for cls in (Weigh, Clip, Grid, AddNoise)]
 
 
 def mechanisms() -> list[Row]:
-    from . import privacy as room
+    from .privacy import mechanisms as room
 
-    return [_class_row(cls) for cls in (room.Unprotected,)]
+    kinds = (room.Unprotected, room.AtSilos, room.Gaussian, room.DiscreteGaussian, room.Correlated, room.Bare)
+    return [_class_row(cls) for cls in kinds]
 
 
 def _assets(kind: str) -> list[Row]:

@@ -99,6 +99,12 @@ def test_a_round_that_was_kept_cannot_be_drawn_again(tmp_path):
     kept.charge("a", 1)
 
 
+@pytest.mark.parametrize("round", [-1, 4])
+def test_a_round_that_was_not_agreed_is_refused(tmp_path, round):
+    with pytest.raises(GuaranteeError, match="rounds that were agreed"):
+        custody(tmp_path).charge("a", round)
+
+
 def test_a_charge_without_a_release_may_be_tried_again(tmp_path):
     custody(tmp_path).charge("a", 0)
     custody(tmp_path).charge("a", 0)

@@ -257,3 +257,15 @@ def test_the_end_of_the_workspace_never_meets_what_is_in_use():
     places = sorted((x.data_ptr(), x.data_ptr() + 4 * x.numel()) for x in [kept, *taken])
     assert all(stop <= start for (_, stop), (start, _) in zip(places, places[1:], strict=False))
     assert kept.eq(1.0).all()
+
+
+def test_with_a_frozen_only_b_has_a_gradient_and_counts_in_the_norm():
+    bench = make_bench("causal-lm", "llama", LoRA(rank=3, freeze_a=True))
+    assert bench._fast is not None and all(".lora_B." in name for name in bench.start())
+    batches = [make_batch("causal-lm", 4, 9, 0), make_batch("causal-lm", 3, 7, 1)]
+    compare(bench, batches, UNITS["a row each"], [Clipping((0.5,))] * 2)
+    slow = make_bench("causal-lm", "llama", LoRA(rank=3, freeze_a=True))
+    slow._fast = None
+    leaves = bench.leaves(scattered(bench, 2))
+    for one, other in zip(bench.losses(leaves, batches), slow.losses(leaves, batches), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

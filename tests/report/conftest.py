@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from foedus.privacy.noise import SimulatedSource, SystemSource
+from foedus.privacy.plan import PrivacyPlan, Terms, facts, make_plan
+from foedus.privacy.statement import statement
+
 NOT_REAL = "TEST FIXTURE with invented figures: no model was trained for this page."
 GROUPS = (
     "comp.graphics", "rec.autos", "sci.med", "soc.religion.christian", "talk.politics.mideast", "rec.sport.hockey",
@@ -56,7 +60,12 @@ optimizer = "adamw"
 loss = true
 holdings = true
 """
+ROUNDS = 4
+EXAMPLE = Terms("example", 1e-5, ROUNDS, noise_multiplier=1.0, steps=10, rate=0.1, divisor=8.0)
+UNCOVERED = ["the final evaluation sums on held-out examples", "how long a silo took, and that it failed"]
+HIDING = TREATY.replace("loss = true\nholdings = true", "loss = false\nholdings = false")
 Change = Callable[[dict[str, Any]], None]
+Values = dict[str, Any] | None
 
 
 @pytest.fixture
@@ -67,6 +76,27 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
         write_run(folder, **how)
         return folder
+
+    return make
+
+
+def planned(terms: Terms, simulated: bool = False) -> PrivacyPlan:
+    return make_plan(terms, SimulatedSource(1) if simulated else SystemSource())
+
+
+@pytest.fixture
+def private(make_run) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    """`private(terms, simulated, …)` → (a run's folder, what its summary records as `privacy`)."""
+
+    def make(terms: Terms = EXAMPLE, simulated: bool = False, rounds: int = ROUNDS, **how: Any):
+        plan = planned(terms, simulated)
+        known = json.loads(json.dumps(facts(plan)))
+        words = " ".join(statement(known, known["epsilon"]))
+        recorded = {**known, "statement": words, "not_covered": UNCOVERED}
+        how = {"silos": 3, "alone": False, "treaty": HIDING, **how}
+        events = plan.events[:rounds]
+        change = lambda summary: summary.update(privacy=recorded, holdings={})  # noqa: E731
+        return make_run(rounds=rounds, change=change, privacy=known, events=events, **how), recorded
 
     return make
 
@@ -84,11 +114,14 @@ def write_run(
     failures: Sequence[tuple[int, str, str]] = (),
     treaty: str = TREATY,
     change: Change | None = None,
+    privacy: Values = None,
+    events: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Writes a run's folder with invented figures, and returns its summary.
 
     `mixed`: silos hold several domains; `alone`: with local and pooled baselines; `labels`: with accuracy.
-    `ended=False`: no summary, and a last line cut off. `change`: edits the summary before it is written.
+    `ended=False`: no summary, and a last line cut off. `change`: edits the summary before it is written. `privacy` and
+    `events`: what the ledger says of a plan.
     """
     folder.mkdir(parents=True)
     chance = random.Random(1)
@@ -100,7 +133,9 @@ def write_run(
     metrics = world.metrics(ended)
     (folder / "treaty.toml").write_text(treaty, encoding="utf-8")
     (folder / "metrics.jsonl").write_bytes(b"".join(_canonical(row) + b"\n" for row in metrics))
-    (folder / "ledger.jsonl").write_bytes(b"".join(_canonical(row) + b"\n" for row in chain(rounds, ended)))
+    (folder / "ledger.jsonl").write_bytes(
+        b"".join(_canonical(row) + b"\n" for row in chain(rounds, ended, privacy, events))
+    )
     if ended:
         (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
     else:
@@ -109,9 +144,12 @@ def write_run(
     return summary
 
 
-def chain(rounds: int, closed: bool) -> list[dict[str, Any]]:
-    """A ledger whose hashes are right: opened, a record a round, and closed."""
-    bodies = [("opened", {"treaty": "ab" * 32})] + [("round", {"round": i + 1}) for i in range(rounds)]
+def chain(rounds: int, closed: bool, privacy: Values = None, events: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """A ledger whose hashes are right: opened, a record a round, and closed. `privacy`: the facts of a plan, with the
+    `events` of its rounds."""
+    opened = {"treaty": "ab" * 32} | ({"privacy": privacy} if privacy else {})
+    costs = [{"event": event} for event in events] or [{}] * rounds
+    bodies = [("opened", opened)] + [("round", {"round": i + 1} | costs[i]) for i in range(rounds)]
     records: list[dict[str, Any]] = []
     for index, (kind, body) in enumerate([*bodies, *([("closed", {"rounds": rounds})] if closed else [])]):
         previous = records[-1]["hash"] if records else "0" * 64

@@ -62,3 +62,15 @@ def test_the_page_fits_its_window_and_its_script_runs(make_run, look, silos):
         wide, buttons = look(report, width)
         assert wide <= width
         assert buttons > 20
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_a_private_page_with_an_audit_fits_its_window(private, look, simulated):
+    folder, _ = private(simulated=simulated)
+    (folder / "audit.json").write_text('{"format": 1}')
+    (folder / "audit.html").write_text("<!doctype html>")
+    report = write_report(folder)
+    for width in (390, 1280):
+        wide, buttons = look(report, width)
+        assert wide <= width
+        assert buttons > 20

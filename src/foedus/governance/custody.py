@@ -46,6 +46,9 @@ class SiloCustody:
             self._budget(silo).reserve(self.treaty, self.unit, self.whole)
 
     def charge(self, silo: str, round: int) -> None:
+        if not 0 <= round < len(self.events):
+            do = "Whoever asks for more rounds than were agreed must propose a new treaty."
+            raise GuaranteeError(f"one of the {len(self.events)} rounds that were agreed", f"round {round + 1}", do)
         self._budget(silo).charge(self.treaty, self.unit, round, self.events[round])
 
     def kept(self, silo: str, task: str) -> tuple[Report, Tree] | None:

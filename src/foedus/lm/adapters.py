@@ -45,7 +45,8 @@ class LoRA:
 
     `targets`: "all-linear" (every linear layer of the blocks, not the output head), "attention" (the projections of the
     attention layers), or the names of modules, matched from the right as PEFT does. `embeddings`: the token embedding
-    too; where the output head is tied to it, the head keeps the base's weights.
+    too; where the output head is tied to it, the head keeps the base's weights. `freeze_a`: only B is trained
+    (FFA-LoRA, Sun et al. 2024, arXiv 2403.12313): half the numbers, and sums of updates are then exact in ΔW.
     """
 
     rank: int = 8
@@ -53,6 +54,7 @@ class LoRA:
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     embeddings: bool = False
+    freeze_a: bool = False
 
     def __post_init__(self) -> None:
         _check(isinstance(self.rank, int) and 1 <= self.rank <= 1024, "a whole rank of 1…1024", f"rank={self.rank}")
@@ -91,6 +93,9 @@ def attach(base: Base, adapter: LoRA | Full, seed: int) -> None:
     with _peft_speaks():
         base.model = get_peft_model(base.model, config)
     _initialise(base.model, seed)
+    if adapter.freeze_a:
+        for name, x in base.model.named_parameters():
+            x.requires_grad_(x.requires_grad and not (".lora_A." in name or ".lora_embedding_A" in name))
     base.model.eval()
 
 

@@ -308,6 +308,7 @@ class Workspace:
 
 class Llama:
     """The step for one model. `weights` are taken in `dtype`; `names` are the trainable parameters, all of them LoRA's.
+    LoRA's parameters that are not trained (`fixed`) keep their values, and have no gradient.
 
     Build it with `Llama.of`, which answers None for a model that this file does not cover.
     """
@@ -318,7 +319,9 @@ class Llama:
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.table, self.rotary = body.embed_tokens.weight, body.rotary_emb
-        self.layers = [self._layer(layer, names) for layer in body.layers]
+        frozen = {x: f"fixed {i}" for i, x in enumerate(_lora_weights(core)) if x not in names}
+        self.fixed = {name: x.detach()[None] for x, name in frozen.items()}
+        self.layers = [self._layer(layer, {**names, **frozen}) for layer in body.layers]
         self.head = (core.lm_head.weight.detach() * body.norm.weight.detach()).to(dtype)
         self.space = Workspace(self.table.device)
 
@@ -348,7 +351,7 @@ class Llama:
     def run(self, leaves: Mapping[str, Tensor], tokens: Tokens, *, gradient: bool, hits: bool = False) -> Outcome:
         """Losses of the targets, and with `gradient` that of their sum in every leaf."""
         nll, hit, adapters = self._run(leaves, tokens, gradient, hits, None)
-        return Outcome(nll, hit, {name: g for adapter in adapters for name, g in adapter.gradients().items()})
+        return Outcome(nll, hit, self._gradients(adapters))
 
     @torch.no_grad()
     def clipped(
@@ -374,7 +377,7 @@ class Llama:
             adapter.add_up(weights, clippings[0], unsound)
         owner = tokens.predicts.div(len(tokens.ids) // tokens.silos, rounding_mode="floor")
         return ClippedSums(
-            {name: g for adapter in adapters for name, g in adapter.gradients().items()},
+            self._gradients(adapters),
             [x.sqrt().float() for x in alone],
             sums(nll, owner, tokens.silos),
             torch.bincount(owner, minlength=tokens.silos),
@@ -385,13 +388,19 @@ class Llama:
     ) -> tuple[Tensor, list[_Adapter], Tensor]:
         """Losses, adapters that know their units' gradients, and the (N, parts) squared norms of these."""
         nll, _, adapters = self._run(leaves, tokens, True, False, units)
-        return nll, adapters, _by_part([adapter.squares for adapter in adapters], units, clipping)
+        squares = [{n: x for n, x in adapter.squares.items() if n not in self.fixed} for adapter in adapters]
+        return nll, adapters, _by_part(squares, units, clipping)
+
+    def _gradients(self, adapters: Sequence[_Adapter]) -> dict[str, Tensor]:
+        found = {name: g for adapter in adapters for name, g in adapter.gradients().items()}
+        return {name: g for name, g in found.items() if name not in self.fixed}
 
     def _run(
         self, leaves: Mapping[str, Tensor], tokens: Tokens, gradient: bool, hits: bool, units: Units | None
     ) -> tuple[Tensor, Tensor | None, list[_Adapter]]:
         """Losses, hits, and the adapters; with `gradient`, these know their gradients: the silo's, or its units'."""
         self.space.reset()
+        leaves = {**leaves, **{n: x.expand(tokens.silos, *x.shape[1:]) for n, x in self.fixed.items()}}
         x = F.embedding(tokens.ids, self.table).float()
         turn = self._angles(tokens, x)
         adapters = [
@@ -740,7 +749,6 @@ def _covers(core: Any, names: Mapping[nn.Parameter, str]) -> bool:
     kinds = getattr(config, "layer_types", None) or []
     if getattr(config, "sliding_window", None) is not None and (not kinds or set(kinds) != {"full_attention"}):
         return False
-    found: set[nn.Parameter] = set()
     for layer in core.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
@@ -749,9 +757,13 @@ def _covers(core: Any, names: Mapping[nn.Parameter, str]) -> bool:
                 continue
             if not _plain_lora(linear):
                 return False
-            (adapter,) = linear.active_adapters
-            found |= {linear.lora_A[adapter].weight, linear.lora_B[adapter].weight}
-    return found == set(names)
+    return set(names) <= set(_lora_weights(core))
+
+
+def _lora_weights(core: Any) -> list[nn.Parameter]:
+    """LoRA's parameters in the decoder layers, trained or not."""
+    layers = [module for layer in core.model.layers for module in layer.modules() if hasattr(module, "lora_A")]
+    return [half[name].weight for x in layers for half in (x.lora_A, x.lora_B) for name in half]
 
 
 def _plain_lora(linear: Any) -> bool:

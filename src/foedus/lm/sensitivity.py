@@ -14,7 +14,8 @@ from .adapters import LoRA, target_modules
 from .load import Base
 from .objectives import Encoded, Objective
 
-ROWS = 8
+ROWS, MOST = 8, 64
+"""Rows of public text at a time, and at most."""
 
 
 def most_sensitive(base: Base, adapter: LoRA, objective: Objective, public: Encoded, share: float) -> LoRA:
@@ -27,8 +28,9 @@ def most_sensitive(base: Base, adapter: LoRA, objective: Objective, public: Enco
     base.model.requires_grad_(False)
     for weight in weights.values():
         weight.requires_grad_(True)
-    for start in range(0, len(public), ROWS):
-        batch = objective.collate(public, range(start, min(start + ROWS, len(public))), 0)
+    chosen = range(0, len(public), max(1, len(public) // MOST))[:MOST]
+    for start in range(0, len(chosen), ROWS):
+        batch = objective.collate(public, chosen[start : start + ROWS], 0)
         loss = base.model(**batch).loss
         for name, gradient in zip(names, torch.autograd.grad(loss, list(weights.values())), strict=True):
             grown[name] += float(gradient.square().sum()) / sum(gradient.shape)

@@ -82,6 +82,11 @@ def upper(event: Event, delta: float) -> float:
     return _upper(_bill(event), _chance(delta))
 
 
+def renyi(event: Event, delta: float) -> float:
+    """Only what Rényi accounting says: `epsilon(event, delta).rdp`, without the work for the other two."""
+    return _renyi(_bill(event), _chance(delta))
+
+
 def delta(event: Event, epsilon: float) -> float:
     """The δ of an event at `epsilon` ≥ 0, from above. An event without a guarantee: 1."""
     return float(_profile(_bill(event), np.array([_not_negative(epsilon)]))[0])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .compare import TITLES, Comparison, Row, compare_all, figure, signed_percent, verdict
+from .guarantee import guarantee_of, sections
 from .words import parameters_text, thousands
 
 PIPELINES = {
@@ -24,6 +25,7 @@ CLASSES = {
 }
 ESCAPES = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]#~"} | {mark: f"&#{ord(mark)};" for mark in "<>|&"})
 UNSTATED = "No privacy statement was recorded. Assume that updates were not protected."
+SIMULATED = " would hold with real noise. The noise of this run was simulated, and nobody is protected."
 
 Values = Mapping[str, Any]
 
@@ -39,7 +41,7 @@ def model_card(summary: Values, treaty_text: str) -> str:
         _what(summary, treaty),
         _how_trained(summary, treaty),
         _evaluated(summary),
-        f"## Privacy\n\n{_inline((summary.get('privacy') or {}).get('statement') or UNSTATED)}\n",
+        _privacy(summary),
         _limits(summary),
         f"## How to load it\n\n```python\n{loading_code(summary, treaty, '.')}\n```\n",
         _origin(summary, treaty_text),
@@ -136,10 +138,18 @@ def _how_trained(summary: Values, treaty: Values) -> str:
         "Silos": summary.get("silos"),
         "Text": _section(treaty, "data").get("source"),
         "Examples trained on": _examples(summary),
+        "Differential privacy": _in_a_cell(summary),
         "Seed": summary.get("seed"),
     }
     lines = [f"| {key} | {_inline(str(value))} |" for key, value in rows.items() if value not in (None, "")]
     return "\n".join(["## How it was trained", "", "| | |", "|---|---|", *lines, ""])
+
+
+def _in_a_cell(summary: Values) -> str:
+    given = guarantee_of(summary.get("privacy") or {})
+    return (
+        f"{given.short}{' (simulated noise: nobody is protected)' if given.simulated else ''}" if given.stated else ""
+    )
 
 
 def _examples(summary: Values) -> str:
@@ -174,13 +184,30 @@ def _line(c: Comparison, row: Row) -> str:
     return f"| {_inline(row.name)} | {' | '.join(values)} | {signed_percent(row.change())} |"
 
 
+def _privacy(summary: Values) -> str:
+    """ε, δ, the unit and the adversary first, then the whole statement; what nobody is promised is one paragraph."""
+    recorded = summary.get("privacy") or {}
+    given = guarantee_of(recorded)
+    if not (given.stated and given.sentences):
+        return f"## Privacy\n\n{_inline(recorded.get('statement') or UNSTATED)}\n"
+    said = [f"{head}: {text}" if head else text for head, text in sections(given.sentences)]
+    lines = [f"**{_inline(given.short)}**{SIMULATED if given.simulated else '.'}", "", *_list(said)]
+    if given.not_covered:
+        lines += ["", "Not covered by the guarantee:", "", *_list(given.not_covered)]
+    return "\n".join(["## Privacy", "", *lines, ""])
+
+
+def _list(lines: Iterable[str]) -> list[str]:
+    return [f"- {_inline(line)}" for line in lines]
+
+
 def _limits(summary: Values) -> str:
     lines = [
         "It has the limits and the biases of its base model, and those of the text it was trained on.",
         "The figures above hold for text like that of these silos; on other text it may be worse than the base model.",
         "An adapter fits only the base model it was trained on, of the very digest named below.",
     ]
-    if (summary.get("privacy") or {}).get("unit", "none") == "none":
+    if not guarantee_of(summary.get("privacy") or {}).protected:
         lines.append("It may repeat passages of its training text: keep it where that text may be seen.")
     failures = summary.get("failures") or []
     if failures:

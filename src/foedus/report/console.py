@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .compare import TITLES, Comparison, Row, compare, figure, signed_percent, verdict
+from .guarantee import guarantee_of
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -26,9 +27,18 @@ def summary_lines(summary: Mapping[str, Any]) -> Group:
     evaluation = summary.get("evaluation") or {}
     found = [c for metric in ("perplexity", "accuracy") if (c := compare(evaluation, metric))]
     words = Text(" ".join(verdict(evaluation)))
-    statement = (summary.get("privacy") or {}).get("statement")
-    privacy = [Text(f"\nPrivacy: {statement}")] if statement else []
-    return Group(*(_table(c) for c in found), words, *privacy)
+    privacy = _privacy(summary.get("privacy") or {})
+    return Group(*(_table(c) for c in found), words, *([Text(f"\nPrivacy: {privacy}")] if privacy else []))
+
+
+def _privacy(recorded: Mapping[str, Any]) -> str:
+    """One line for a guarantee; where nobody has one, everything that is recorded about it."""
+    given = guarantee_of(recorded)
+    if not given.stated:
+        return str(recorded.get("statement") or "")
+    if given.simulated:
+        return f"SIMULATED NOISE, nobody is protected; with real noise, {given.short}."
+    return f"{given.short}."
 
 
 def _table(c: Comparison) -> Table:

@@ -37,7 +37,10 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder. `summary` is {} until the run has ended; the other files may be missing too."""
+    """A run's folder. `summary` is {} until the run has ended; the other files may be missing too.
+
+    `audit`: what `foedus audit` found, where its page stands beside the report's; else {}.
+    """
 
     summary: Record = field(default_factory=dict)
     rounds: tuple[Record, ...] = ()
@@ -45,6 +48,7 @@ class Run:
     ledger: Ledger = field(default_factory=Ledger)
     treaty_text: str = ""
     treaty: Record = field(default_factory=dict)
+    audit: Record = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -78,6 +82,7 @@ def read_run(folder: Path) -> Run:
         ledger=verify_chain(_lines(folder / "ledger.jsonl")),
         treaty_text=text,
         treaty=_treaty(text, folder / "treaty.toml"),
+        audit=_summary(folder / "audit.json") if (folder / "audit.html").is_file() else {},
     )
 
 

@@ -17,10 +17,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ..errors import RunError
-from . import plots
+from . import plots, privacy
+from .audit import verdict as audited
 from .card import adapter_text, loading_code
 from .compare import EXPLAINED, PHASES, TITLES, Comparison, compare_all, figure, signed_percent, verdict
 from .folder import Record, Run, read_run
+from .guarantee import Guarantee, epsilon_text, guarantee_of, sections
 from .svg import picture
 from .words import bytes_text, parameters_text, seconds_text, thousands
 
@@ -137,16 +139,72 @@ def _silos(run: Run) -> list[str]:
     return sorted(named)
 
 
+# What it promises
+
+
 def _privacy(run: Run) -> dict[str, Any]:
-    privacy = run.summary.get("privacy") or {}
-    unit = privacy.get("unit") or "none"
+    """The guarantee of a run that has ended; of one that has not, if it has one, what its rounds cost so far."""
+    recorded = run.summary.get("privacy") or ({} if run.ended else _so_far(run))
+    given = guarantee_of(recorded)
     return {
-        "statement": privacy.get("statement") or NOT_STATED,
-        "unit": unit,
-        "epsilon": privacy.get("epsilon"),
-        "delta": privacy.get("delta"),
-        "protected": unit != "none" and privacy.get("epsilon") is not None,
+        "given": given,
+        "statement": recorded.get("statement") or " ".join(given.sentences) or NOT_STATED,
+        "sections": sections(given.sentences),
+        "epsilon": epsilon_text(given.epsilon),
+        "delta": "none" if given.delta is None else _by_power(given.delta),
+        "rdp": epsilon_text(given.rdp),
+        "costs": _costs(run, given) if given.sentences and given.stated else None,
+        "audit": _audit(run),
+        "hidden": _hidden(run),
     }
+
+
+def _hidden(run: Run) -> bool:
+    """Whether no record names who took part."""
+    return bool((run.treaty.get("privacy") or {}).get("hide_cohort"))
+
+
+def _so_far(run: Run) -> Record:
+    """The facts that the ledger opens with, and ε of the rounds that were begun; {} where there is no guarantee."""
+    if run.ledger.broken_at is not None:
+        return {}
+    facts = next((record["body"].get("privacy") for record in run.ledger.records[:1]), None)
+    if not facts or facts["epsilon"] is None:
+        return facts or {}
+    charged = privacy.events_by_round(run.ledger.records)
+    begun = f"This is what {len(charged)} round{'s' * (len(charged) != 1)} cost, those begun so far."
+    planned = f" All {_rounds_planned(run)} may cost {epsilon_text(facts['epsilon'])}."
+    spent = privacy.spent(charged.values(), facts["delta"])
+    return {**facts, "epsilon": spent, "epsilon_rdp": None, "statement": begun + planned}
+
+
+def _costs(run: Run, given: Guarantee) -> dict[str, Any] | None:
+    """ε by round, from the ledger's events; that of the whole run as it is recorded."""
+    if run.ledger.broken_at is not None or (delta := given.delta) is None:
+        return None
+    charged = privacy.events_by_round(run.ledger.records)
+    known = given.epsilon is not None and given.rdp is not None
+    points = privacy.points(charged, delta, {"epsilon": given.epsilon, "rdp": given.rdp} if known else {})
+    if len(points) < 2:
+        return None
+    said = ", ".join(f"{epsilon_text(p['epsilon'])} after round {p['round']}" for p in points)
+    return {
+        "plot": picture("epsilon", f"Epsilon by round: {said}.", lambda narrow: privacy.plot(points, delta, narrow)),
+        "points": [{**p, "text": epsilon_text(p["epsilon"]), "rdp_text": epsilon_text(p["rdp"])} for p in points],
+        "first": points[0]["epsilon"] == points[-1]["epsilon"],
+    }
+
+
+def _audit(run: Run) -> str:
+    """What an audit of this run found, in words, where its page stands beside this one; else ""."""
+    if not run.audit:
+        return ""
+    try:
+        return audited(run.audit)[1]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        came = f"one whose parts do not fit ({type(error).__name__}: {error})"
+        do = "Audit the run again with `foedus audit`, or remove audit.json and audit.html."
+        raise RunError("an audit.json as an audit writes it", came, do) from error
 
 
 # The comparison
@@ -300,7 +358,7 @@ def _matrix(held: Mapping[str, Any], sizes: Mapping[str, int], key: str) -> dict
 def _traffic(run: Run) -> dict[str, Any] | None:
     up, down = _bytes(run, "up"), _bytes(run, "down")
     rounds = max((len(values) for values in [*up.values(), *down.values()]), default=0)
-    if not rounds:
+    if not any(any(values) for values in [*up.values(), *down.values()]):
         return None
     all_up, all_down = _added(up, rounds), _added(down, rounds)
     alt = (
@@ -377,7 +435,7 @@ def _attendance(run: Run) -> dict[str, Any]:
         failed.setdefault(str(failure["silo"]), set()).add(int(failure["round"]))
     rounds = max([int(record["round"]) for record in records] + [int(f["round"]) for f in failures], default=0)
     everybody = all(len(took_part[name] | failed.get(name, set())) == len(records) for name in took_part)
-    shown = bool(records) and (bool(failures) or not everybody)
+    shown = bool(records) and not _hidden(run) and (bool(failures) or not everybody)
     alt = f"Who took part in each of {rounds} rounds; {len(failures)} failure{'s' if len(failures) != 1 else ''}."
     plot = None
     if shown:
@@ -436,6 +494,15 @@ def _parameters(count: Any) -> str:
 def _spoken(name: str) -> str:
     words = {"cpu": "processor", "memory_gib": "memory (GiB)", "gflops_bf16": "bf16 (GFLOP/s)"}
     return words.get(name, name.replace("_", " "))
+
+
+def _by_power(x: float) -> Markup | str:
+    """A small number by its power of ten, 1e-5 as ten to the minus fifth."""
+    if not 0 < x < 0.01:
+        return f"{x:g}"
+    digits, power = f"{x:.2e}".split("e")
+    times = "" if float(digits) == 1 else f"{float(digits):g}\u00a0×\u00a0"
+    return Markup(f"{times}10<sup>{int(power)}</sup>".replace("-", "\u2212"))
 
 
 def _plain(value: Any) -> str:

@@ -26,6 +26,7 @@ APPLIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "adapter.dropout": ("adapter.kind", ("lora",)),
     "adapter.targets": ("adapter.kind", ("lora",)),
     "adapter.embeddings": ("adapter.kind", ("lora",)),
+    "adapter.freeze_a": ("adapter.kind", ("lora",)),
     "data.target": ("model.task", ("seq2seq",)),
     "silos.count": ("silos.by", COUNTED),
     "silos.alpha": ("silos.by", ("dirichlet", "quantity")),

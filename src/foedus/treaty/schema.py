@@ -120,6 +120,7 @@ class Adapter(Section):
         json_schema_extra=_says('"all-linear", "attention", or a list of distinct module names'),
     )
     embeddings: bool = Field(False, description="whether embeddings get an adapter too")
+    freeze_a: bool = Field(False, description="train LoRA's B only: half the numbers, half the noise (FFA-LoRA)")
 
 
 class Data(Section):
