@@ -1,4 +1,4 @@
-"""`foedus audit`: what it finds in a sound run, in an unprotected one, and in one with a bug; and what it never does."""
+"""`foedus audit`: what it finds in a sound run, an unprotected one, and one with a bug; and what it never does."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ INSIDE = {"unit": "example", "delta": 1e-5, "rounds": 3, "steps": 4, "rate": 0.3
           "noise_multiplier": 1.0}  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def few(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def few():
     """Fewer of everything, for speed."""
-    for name, value in {"SHADOWS": 4, "DOCUMENTS": 24, "TEXTS": 24, "CANARIES": 300}.items():
-        monkeypatch.setattr(auditing, name, value)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"SHADOWS": 4, "DOCUMENTS": 24, "TEXTS": 24, "CANARIES": 300}.items():
+            patch.setattr(auditing, name, value)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -72,27 +74,31 @@ def shingles(length: int = 4) -> set[str]:
     return {" ".join(words[i : i + length]) for words in texts for i in range(len(words) - length + 1)}
 
 
-def test_an_audit_of_a_sound_private_run_is_consistent_with_what_it_states(ran, capsys):
+@pytest.fixture(scope="module")
+def audited(few, ran, places) -> dict:
+    """The audit of the private run; its folder must be as it was before."""
     before = contents(ran["private"])
-    said = json.loads(called(capsys, "audit", str(ran["private"].path), "--json"))
-    found = said["audit"]
-    assert said["verdict"] == "consistent", said["said"]
-    sections = {"checks", "membership", "canaries", "inversion", "extraction", "reconstruction"}
-    assert sections <= found.keys()
-    assert len(found["checks"]) >= 13 and all(check["passed"] for check in found["checks"])
-    bounds = found["canaries"]["bounds"]
-    assert {bound["canaries"] for bound in bounds} == {"gradient", "input"}
-    assert all(bound["epsilon"] <= found["stated"]["epsilon"] for bound in bounds if not bound["estimate"])
-    assert {attack["name"] for attack in found["membership"]["attacks"]} >= {"loss", "reference", "lira", "base"}
-    assert all(row["bound"] >= row["prior"] for row in found["reconstruction"]["bounds"])
-    assert "Consistent" in (ran["private"].path / "audit.html").read_text()
+    found = audit(ran["private"], places["private"])
     assert contents(ran["private"]) == before
+    return found
 
 
-def test_an_audit_shows_no_text_of_a_silo(ran, places):
-    audit(ran["private"], places["private"])
+def test_an_audit_of_a_sound_private_run_contradicts_nothing_that_it_states(audited):
+    assert verdict_of(audited)[0] == "consistent", verdict_of(audited)
+    sections = {"checks", "membership", "canaries", "inversion", "extraction", "reconstruction"}
+    assert sections <= audited.keys()
+    assert len(audited["checks"]) >= 13 and all(check["passed"] for check in audited["checks"])
+    bounds = audited["canaries"]["bounds"]
+    assert {bound["canaries"] for bound in bounds} == {"gradient", "input"}
+    assert all(bound["epsilon"] <= audited["stated"]["epsilon"] for bound in bounds if not bound["estimate"])
+    assert {attack["name"] for attack in audited["membership"]["attacks"]} >= {"loss", "reference", "lira", "base"}
+    assert all(row["bound"] >= row["prior"] for row in audited["reconstruction"]["bounds"])
+
+
+def test_an_audit_shows_no_text_of_a_silo(ran, audited):
     for name in ("audit.json", "audit.html"):
         text = (ran["private"].path / name).read_text()
+        assert "the patient has diabetes" in text
         assert not [words for words in shingles() if words in text], name
 
 
@@ -196,11 +202,15 @@ def test_sound_mechanisms_pass(terms):
 
 
 def test_gradient_canaries_come_near_what_ideal_ones_reach():
-    plan = make_plan(Terms(**{**INSIDE, "rate": 1.0, "noise_multiplier": 4.0}), SimulatedSource(3))
+    plan = make_plan(Terms(**{**INSIDE, "rate": 1.0}), SimulatedSource(3))
     rounds = mechanisms.rounds_of(plan, SHAPES, 1000)
-    trial = mechanisms.tried(rounds, 1000, np.random.default_rng(4), 1.0, 8.0)
-    for bound in auditing.bound_records(trial.scores, "gradient", plan.epsilon.upper, 1e-5):
-        assert 0.8 * bound["ceiling"] <= bound["epsilon"] <= plan.epsilon.upper or bound["estimate"], bound
+    found = []
+    for seed in range(3):
+        trial = mechanisms.tried(rounds, 1000, np.random.default_rng(seed), 1.0, 8.0)
+        found.append(auditing.bound_records(trial.scores, "gradient", plan.epsilon.upper, 1e-5))
+    for alike in zip(*found, strict=True):
+        assert np.mean([bound["epsilon"] for bound in alike]) >= 0.8 * alike[0]["ceiling"], alike[0]
+        assert all(bound["epsilon"] <= plan.epsilon.upper or bound["estimate"] for bound in alike)
 
 
 def halved(module):

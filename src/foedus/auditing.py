@@ -60,7 +60,7 @@ from .report.audit import verdict, write_audit
 from .seeds import derive, generator
 from .silo import LocalPlan, Silo, Units
 from .silo.train import train
-from .types import Params, Task, Tree
+from .types import Params, Task
 
 CANARIES = 1000
 """Gradient canaries."""
@@ -72,7 +72,7 @@ DOCUMENTS = 150
 """Documents a side in membership inference, at most."""
 STEPS = 200
 """Steps of the training with canaries, at most."""
-READING, TRAINING, PROMPTING = 3e12, 4e12, 5e11
+READING, TRAINING, PROMPTING = 2e12, 3e12, 5e11
 """Parameters times tokens that may go through the model: when read, when trained on, and when prompted; two cores do
 about 5e10 a second."""
 TINY = 5e6

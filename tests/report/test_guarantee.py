@@ -62,7 +62,7 @@ def test_every_guarantee_is_shown_whole(private, kind):
     for what in UNCOVERED:
         assert what in said
     assert f"{epsilon_text(recorded['epsilon'])} for one {recorded['unit']}" in root.all("header")[0].text
-    assert "no privacy guarantee" not in root.all("header")[0].text and "Simulated" not in said
+    assert "no privacy guarantee" not in root.all("header")[0].text and "SIMULATED" not in said
 
 
 @pytest.mark.parametrize("kind", TERMS)
@@ -97,7 +97,7 @@ def test_simulated_noise_is_called_so_before_any_figure(private):
     folder, recorded = private(simulated=True)
     root = shown(folder)
     section = root.section("privacy")
-    assert words(section).index("Simulated noise") < words(section).index("epsilon")
+    assert words(section).index("SIMULATED NOISE It was drawn") < words(section).index("epsilon")
     assert [link.text for link in root.all("header")[0].all("a", class_="badge")] == ["simulated noise"]
     assert section.all("div", class_="bare")
     line = printed({"privacy": recorded}, 400).splitlines()[-1]

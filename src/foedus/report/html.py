@@ -183,8 +183,9 @@ def _costs(run: Run, given: Guarantee) -> dict[str, Any] | None:
     if run.ledger.broken_at is not None or (delta := given.delta) is None:
         return None
     charged = privacy.events_by_round(run.ledger.records)
-    known = given.epsilon is not None and given.rdp is not None
-    points = privacy.points(charged, delta, {"epsilon": given.epsilon, "rdp": given.rdp} if known else {})
+    epsilon, rdp = given.epsilon, given.rdp
+    whole = {"epsilon": epsilon, "rdp": rdp} if epsilon is not None and rdp is not None else {}
+    points = privacy.points(charged, delta, whole)
     if len(points) < 2:
         return None
     said = ", ".join(f"{epsilon_text(p['epsilon'])} after round {p['round']}" for p in points)
