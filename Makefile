@@ -3,11 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/newsgroups
+PRIVATE := runs/newsgroups-private
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo test lint bench report clean
+.PHONY: setup demo demo-private test lint bench report clean
 
 setup: $(VENV)/.installed
 
@@ -23,6 +24,14 @@ demo: setup
 	@if [ -f $(RUN)/summary.json ]; then rm -rf $(RUN); fi
 	@if [ -f $(RUN)/treaty.toml ]; then $(BIN)/foedus resume $(RUN); \
 	else $(BIN)/foedus run treaties/newsgroups.toml --out $(RUN); fi
+
+demo-private: setup
+	$(BIN)/foedus fetch smollm2-135m-instruct 20newsgroups friends
+	@if [ -f $(PRIVATE)/summary.json ]; then rm -rf $(PRIVATE); fi
+	@if [ -f $(PRIVATE)/treaty.toml ]; then $(BIN)/foedus resume $(PRIVATE); \
+	else $(BIN)/foedus run treaties/newsgroups-private.toml --out $(PRIVATE); fi
+	$(BIN)/foedus privacy statement $(PRIVATE)
+	$(BIN)/foedus audit $(PRIVATE)
 
 test: setup lint
 	$(BIN)/foedus fetch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foedus.errors import GuaranteeError, TreatyError
+from foedus.errors import TreatyError
 from foedus.treaty import SECTIONS, Mistakes, Treaty, describe, from_dict, load, parse, privacy, statement
 
 TREATIES = sorted((Path(__file__).parent.parent / "treaties").glob("*.toml"))

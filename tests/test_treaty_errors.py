@@ -2,7 +2,7 @@
 
 import pytest
 
-from foedus.errors import FoedusError, GuaranteeError, TreatyError
+from foedus.errors import FoedusError, TreatyError
 from foedus.treaty import Mistakes, Treaty, from_dict, load, parse
 
 GOOD = {
@@ -569,6 +569,10 @@ BAD_PRIVACY = {
     "no clip and an epsilon": (written(**PRIVATE, privacy__max_norm='"none"'), "a clip, without which no noise"),
     "no rate": (written(privacy__unit='"example"', privacy__epsilon="8.0"), "rate, which [privacy] unit"),
     "epochs": (written(**PRIVATE, local__steps=None, local__epochs="1"), "a public number of steps"),
+    "examples that put others out": (written(**PRIVATE, data__max_examples="5"), "one example more changes no other"),
+    "a border in time": (
+        written(**PRIVATE, split__by='"time"', data__timestamp='"t"'), "one example more changes no other"
+    ),
     "a second clip": (written(**PRIVATE, local__max_grad_norm="1.0"), "one clip, that of [privacy]"),
     "weights that are counts": (written(**PRIVATE, server__weighting='"examples"'), 'weighting = "uniform"'),
     "bare losses": (written(**SILO, disclosure__loss="true"), "loss = false where whole silos"),
@@ -581,7 +585,8 @@ BAD_PRIVACY = {
     ),
     "a hidden cohort of everybody": (written(**SILO, privacy__hide_cohort="true"), "independent coins"),
     "a minimum of sampled silos": (
-        written(**SILO, cohort__sampling='"poisson"', cohort__rate="0.5", cohort__minimum="2"), "minimum = 1 with sampled"
+        written(**SILO, cohort__sampling='"poisson"', cohort__rate="0.5", cohort__minimum="2"),
+        "minimum = 1 with sampled",
     ),
     "a placement inside silos": (written(**PRIVATE, privacy__placement='"silo"'), "placement only with [privacy] unit"),
     "a rate for whole silos": (written(**SILO, privacy__rate="0.1"), "rate only with [privacy] unit"),

@@ -173,7 +173,15 @@ def private(values: dict[str, object]) -> list[str]:
     if unit == "silo":
         return [*gone, *local, *author, "cohort.minimum"]
     values |= {"privacy.rate": values.get("privacy.rate", 0.1), "local.steps": 2}
-    return [*gone, *whole, *(author if unit == "example" else []), "local.epochs", "local.max_grad_norm"]
+    values |= {"split.by": "hash"}
+    return [
+        *gone,
+        "data.max_examples",
+        *whole,
+        *(author if unit == "example" else []),
+        "local.epochs",
+        "local.max_grad_norm",
+    ]
 
 
 def spelled(x: object) -> str:

@@ -72,7 +72,7 @@ DOCUMENTS = 150
 """Documents a side in membership inference, at most."""
 STEPS = 200
 """Steps of the training with canaries, at most."""
-READING, TRAINING, PROMPTING = 2e12, 3e12, 5e11
+READING, TRAINING, PROMPTING = 4e12, 3e12, 5e11
 """Parameters times tokens that may go through the model: when read, when trained on, and when prompted; two cores do
 about 5e10 a second."""
 TINY = 5e6
@@ -240,23 +240,27 @@ def _membership(s: Subject) -> dict[str, Any] | None:
     members, others = s.split("train"), s.split("validation", "test")
     if min(len(documents_of(x)) for x in (members, others)) < 2:
         return None
-    members, others = (_readable(s, x) for x in (members, others))
-    cast = _shadows(s, members, others)
-    attacks = membership.infer(s.bench, s.released, s.start, members, others, seed=s.seed, shadows=cast)
-    drawn = "training documents of all silos against their held-out documents, at random"
+    read, others = (_readable(s, x) for x in (members, others))
+    cast = _shadows(s, read, others)
+    attacks = membership.infer(s.bench, s.released, s.start, read, others, seed=s.seed, shadows=cast)
+    windows = np.isin(members.documents, read.documents).sum()
+    cut = "; of each its first window" if len(read) < windows else ""
+    drawn = f"training documents of all silos against their held-out documents, at random{cut}"
     return membership.section(attacks, drawn) | _allowed(s, len(documents_of(others)))
 
 
 def _readable(s: Subject, data: Encoded) -> Encoded:
-    """At most `DOCUMENTS` documents at random, and as many as may be read."""
+    """At most `DOCUMENTS` documents at random: whole ones where they may all be read, else as many first windows as may
+    be, and ten at least."""
+    most = READING / 4 / s.parameters  # of two samples, under two models
     chosen = sample(data, DOCUMENTS, seed=s.seed)
-    lengths = np.diff(chosen.inputs.bounds)
-    documents = documents_of(chosen)
-    tokens = np.array([lengths[chosen.documents == document].sum() for document in documents])
-    order = s.random("documents").permutation(len(documents))
-    enough = np.cumsum(tokens[order]) <= READING / 4 / s.parameters
+    if len(chosen.inputs.values) <= most:
+        return chosen
+    rows = np.unique(chosen.documents, return_index=True)[1]
+    rows = s.random("documents").permutation(rows)
+    enough = np.cumsum(np.diff(chosen.inputs.bounds)[rows]) <= most
     enough[:10] = True
-    return select(chosen, documents[order[enough]])
+    return _only(chosen, np.sort(rows[enough]))
 
 
 def _shadows(s: Subject, members: Encoded, others: Encoded) -> shadows.Shadows | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .console import AsJson, RunPath, TreatyFile, out, print_json
+from .console import AsJson, RunPath, TreatyFile, err, out, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Plans, costs, statements and budgets of differential privacy.")
 
@@ -32,10 +32,12 @@ def plan(
     from .privacy.plan import facts, make_plan
 
     terms = _terms(unit, epsilon, noise_multiplier, delta, examples, batch, steps, rounds, silos)
+    if examples is not None and delta * examples >= 1:
+        err.print(f"delta = {delta:g} is no less than 1 / {examples}: with it, giving one unit away whole is allowed.")
     made = make_plan(terms, SystemSource())
     others = alternatives(terms) if epsilon is not None else []
     if as_json:
-        print_json({**facts(made), "alternatives": [vars(other) for other in others]})
+        print_json({**facts(made, lower=True), "alternatives": [vars(other) for other in others]})
         return
     for line in [*_said(facts(made)), *_cost(made)]:
         out.print(line, markup=False)

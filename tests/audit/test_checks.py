@@ -38,7 +38,8 @@ class Subject:
 def subject(**privacy: Any) -> Subject:
     treaty = from_dict({
         "treaty": {"name": "audited", "seed": 5}, "model": {"base": "tiny:llama", "max_length": 16},
-        "adapter": {"rank": 2, "targets": "attention"}, "algorithm": {"rounds": 2},
+        "adapter": {"rank": 2, "targets": "attention", "dropout": privacy.pop("dropout", 0.0)},
+        "algorithm": {"rounds": 2},
         "local": {"steps": 3, "batch": 6}, "data": {"source": "memory", "author": "author"},
         "privacy": {"unit": "example", "noise_multiplier": 1.0, "rate": 0.2, "randomness": "simulated", **privacy},
     })  # fmt: skip
@@ -59,7 +60,7 @@ def caught(checks: dict[str, Check]) -> set[str]:
 
 @pytest.mark.parametrize("privacy", [
     {}, {"unit": "author", "rows": 3}, {"quantile": 0.5}, {"clipping": "layers"},
-    {"clipping": "factors", "shares": [0.3, 0.7]}, {"rate": 1.0}, {"bands": 3},
+    {"clipping": "factors", "shares": [0.3, 0.7]}, {"rate": 1.0}, {"bands": 3}, {"dropout": 0.2},
 ])  # fmt: skip
 def test_the_code_as_it_is_passes(privacy):
     found = subject(**privacy).checks()

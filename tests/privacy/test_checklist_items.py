@@ -24,6 +24,7 @@ from foedus.lm.bench import Bench
 from foedus.lm.clipping import Clipping
 from foedus.lm.load import load_base
 from foedus.privacy import accountant, events
+from foedus.privacy.noise import SystemSource
 from foedus.privacy.plan import facts
 from foedus.privacy.statement import statement
 from foedus.privacy.steps import PrivateSteps
@@ -345,3 +346,13 @@ def test_a_privately_trained_adapter_has_moved_and_says_the_same_once_loaded(p, 
         ours = p.base.model(input_ids=ids).logits
         load_params(p.base.model, kept)
     assert torch.allclose(theirs, ours, atol=1e-6)
+
+
+def test_dropout_and_masks_fall_by_secret_coins():
+    """Under a public seed whoever knows it sees whose mask changed when a unit came."""
+    dropping = {"adapter": {"rank": 2, "targets": "attention", "dropout": 0.3}}
+    for sections in (dropping, {"base": "tiny:bert", "task": "masked-lm"}):
+        p = place(**sections)
+        real = silent(p.plan, source=SystemSource())
+        one, other = (filled(p, real, some(p, [0, 1, 2])) for _ in range(2))
+        assert np.linalg.norm(one - other) > 0.01 * real.privacy.parts.norms[0]

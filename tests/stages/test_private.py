@@ -99,7 +99,9 @@ def test_noise_needs_a_clip_before_it():
 
 @pytest.mark.parametrize("make", [
     lambda: Clip(0.0), lambda: Clip(math.inf), lambda: Clip(1.0, 1.5, bit=0.5), lambda: Clip(1.0, 0.5),
-    lambda: Grid(0.0), lambda: AddNoise(chain(), (0.0,), SimulatedSource(0)), lambda: AddNoise(chain(), (1.0,), SimulatedSource(0), 0),
+    lambda: Grid(0.0),
+    lambda: AddNoise(chain(), (0.0,), SimulatedSource(0)),
+    lambda: AddNoise(chain(), (1.0,), SimulatedSource(0), 0),
 ])  # fmt: skip
 def test_senseless_numbers_are_refused(make):
     with pytest.raises(ValueError, match="Expected"):

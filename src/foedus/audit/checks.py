@@ -211,7 +211,8 @@ def contributions(
     def released(units: Sequence[int]) -> np.ndarray:
         some = replace(silo, units=only(silo.units, units))
         leaves = bench.leaves([task.params])
-        PrivateGradients(bench, task, [some], replace(plan, privacy=steps), [{}]).fill(leaves, 0)
+        with bench.without_dropout():  # which falls by place in a batch, by secret coins
+            PrivateGradients(bench, task, [some], replace(plan, privacy=steps), [{}]).fill(leaves, 0)
         return np.concatenate([x.grad.reshape(-1).double().cpu().numpy() for x in leaves.values()]) * steps.divisor
 
     return [released([int(unit)]) for unit in chosen], released([int(unit) for unit in chosen]), bound

@@ -370,6 +370,15 @@ class Bench:
         return {name: x.to(self.device) for name, x in batch.items()}
 
     @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """LoRA's dropout off: for checks, which compare batches in which it would fall differently."""
+        kept, self._dropouts = self._dropouts, []
+        try:
+            yield
+        finally:
+            self._dropouts = kept
+
+    @contextmanager
     def _training(self) -> Iterator[None]:
         """LoRA's dropout on, if there is any; the base's own stays off."""
         for module in self._dropouts:

@@ -47,8 +47,8 @@ def by_round(plan: PrivacyPlan, points: int = 12) -> list[Point]:
     """ε after some of the rounds, evenly spread, the first and the last among them."""
     rounds = plan.terms.rounds
     chosen = sorted({max(1, round(1 + (rounds - 1) * i / max(1, points - 1))) for i in range(points)})
-    spent = [(r, accountant.epsilon(plan.event(r), plan.terms.delta)) for r in chosen]
-    return [Point(r, e.upper, e.rdp) for r, e in spent]
+    costs, delta = [(r, plan.event(r)) for r in chosen], plan.terms.delta
+    return [Point(r, accountant.upper(cost, delta), accountant.renyi(cost, delta)) for r, cost in costs]
 
 
 def by_group(plan: PrivacyPlan) -> list[Group]:

@@ -139,7 +139,11 @@ def exact_discrete_gaussian(count: int, std: float) -> np.ndarray:
     For small releases, such as losses and counts: some 10 µs each. `std` > 0, and is read as the exact rational that
     it is.
     """
-    from opendp import prelude as dp
+    try:
+        from opendp import prelude as dp
+    except ModuleNotFoundError as error:
+        do = "Install it: pip install 'foedus[exact]'. Without it, `discrete_gaussian` draws the same law."
+        raise GuaranteeError("OpenDP, whose sampler is exact", "no such library", do) from error
 
     if not 0 < std <= LARGEST_STD:
         raise _refused(f"a standard deviation above 0, up to {LARGEST_STD:.0f}", f"std={std}")

@@ -144,9 +144,9 @@ class PrivacyPlan:
         return composed(self.events[:rounds])
 
     @cached_property
-    def epsilon(self) -> accountant.Epsilon:
-        """ε of the whole run at the plan's δ."""
-        return accountant.epsilon(self.event(), self.terms.delta)
+    def epsilon(self) -> float:
+        """ε of the whole run at the plan's δ, from above; ∞ where there is no guarantee."""
+        return accountant.upper(self.event(), self.terms.delta)
 
     def noise_ratio(self, numbers: int) -> float:
         """Length of the noise in a round's mean of whole silos over the longest update it may hold, for `numbers`
@@ -313,15 +313,17 @@ def _check(holds: bool, expected: str, came: str, do: str = "Correct it in [priv
         raise GuaranteeError(expected, came, do)
 
 
-def facts(plan: PrivacyPlan) -> dict[str, Any]:
-    """The plan as plain numbers, for records and programs."""
-    t, epsilon = plan.terms, plan.epsilon
-    finite = math.isfinite(epsilon.upper)
+def facts(plan: PrivacyPlan, *, lower: bool = False) -> dict[str, Any]:
+    """The plan as plain numbers, for records and programs. `lower`: with the optimistic end of ε too, which takes long
+    for many different rounds.
+    """
+    t, finite = plan.terms, math.isfinite(plan.epsilon)
+    rdp = accountant.renyi(plan.event(), t.delta)
     return {
         "unit": t.unit, "neighbours": NEIGHBOURS, "delta": t.delta,
-        "epsilon": epsilon.upper if finite else None,
-        "epsilon_lower": epsilon.lower if finite else None,
-        "epsilon_rdp": epsilon.rdp if math.isfinite(epsilon.rdp) else None,
+        "epsilon": plan.epsilon if finite else None,
+        "epsilon_lower": accountant.epsilon(plan.event(), t.delta).lower if finite and lower else None,
+        "epsilon_rdp": rdp if math.isfinite(rdp) else None,
         "noise_multiplier": plan.multiplier if t.max_norm is not None else None,
         "sampling_rate": t.rate, "steps": t.steps * t.rounds if t.local else t.rounds,
         "terms": asdict(t) | {"shares": list(t.shares)},

@@ -37,7 +37,7 @@ def statement(facts: Facts, epsilon: float | None) -> list[str]:
     unit = str(facts["unit"])
     return [
         *simulated,
-        f"Differential privacy with epsilon = {_up(epsilon)} and delta = {facts['delta']:g}, for the presence of"
+        f"Differential privacy with epsilon = {round_up(epsilon)} and delta = {facts['delta']:g}, for the presence of"
         f" {UNITS[unit]}.",
         f"Neighbours: two collections of data of which one has one {unit} more ({facts['neighbours']}).",
         _adversary(facts),
@@ -64,16 +64,14 @@ def _adversary(facts: Facts) -> str:
 
 
 def _mechanism(facts: Facts) -> str:
-    terms, rate = facts["terms"], facts["sampling_rate"]
+    terms, rate, z = facts["terms"], facts["sampling_rate"], facts["noise_multiplier"]
     kind = "correlated Gaussian" if terms["bands"] > 1 else "discrete Gaussian" if terms["discrete"] else "Gaussian"
     drawn = "every unit in all of it" if rate == 1 else f"each unit in a step with probability {rate:g}"
     if terms["bands"] > 1 and rate < 1:
         drawn = f"each unit in every {round(1 / rate)}th step, and none by chance"
     what = "steps in each silo" if facts["unit"] != "silo" else "rounds"
-    return (
-        f"How: {facts['steps']:,} {what}, {drawn}, clipped, with {kind} noise of multiplier"
-        f" {facts['noise_multiplier']:.3f}."
-    )
+    last = f" in the first round and {z * terms['ratio']:.3f} in the last" if terms["ratio"] != 1 else ""
+    return f"How: {facts['steps']:,} {what}, {drawn}, clipped, with {kind} noise of multiplier {z:.3f}{last}."
 
 
 def _beyond(unit: str) -> list[str]:
@@ -90,10 +88,10 @@ def _beyond(unit: str) -> list[str]:
     return lines
 
 
-def _up(epsilon: float) -> str:
+def round_up(epsilon: float) -> str:
     """To two places, never down.
 
-    >>> _up(7.991)
+    >>> round_up(7.991)
     '8.00'
     """
     return f"{math.ceil(epsilon * 100 - 1e-9) / 100:.2f}"

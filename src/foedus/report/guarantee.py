@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..privacy.statement import statement
+from ..privacy.statement import round_up, statement
 from .words import thousands
 
 UNITS = {
@@ -96,7 +95,7 @@ def epsilon_text(epsilon: float | None) -> str:
     >>> epsilon_text(7.991), epsilon_text(None)
     ('8.00', 'none')
     """
-    return "none" if epsilon is None else f"{math.ceil(epsilon * 100 - 1e-9) / 100:.2f}"
+    return "none" if epsilon is None else round_up(epsilon)
 
 
 def sections(sentences: Sequence[str]) -> list[tuple[str, str]]:

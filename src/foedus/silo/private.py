@@ -15,7 +15,6 @@ import torch
 
 from ..lm.clipping import Clipping
 from ..privacy.steps import PrivateSteps
-from ..seeds import derive
 from ..types import Task, Tree
 from .shard import Silo
 
@@ -51,8 +50,10 @@ class PrivateGradients:
         """
         source, round = self.steps.source, self.task.round
         randoms = [source.generator("steps", silo.name, round, step) for silo in self.silos]
+        seeds = [int(random.integers(1 << 63)) for random in randoms]
         drawn = [self._draw(silo, step, random) for silo, random in zip(self.silos, randoms, strict=True)]
-        sums, norms, losses, targets = self._clipped(leaves, drawn, step)
+        torch.manual_seed(seeds[0])  # of dropout: secret, so that nobody can tell whose mask changed
+        sums, norms, losses, targets = self._clipped(leaves, drawn, seeds)
         released = [
             self._release(k, {name: x[k] for name, x in sums.items()}, norms[k], randoms[k])
             for k in range(len(self.silos))
@@ -75,7 +76,7 @@ class PrivateGradients:
         return [silo.units.rows(int(unit), self.steps.rows, random) for unit in chosen]
 
     def _clipped(
-        self, leaves: Mapping[str, torch.Tensor], drawn: Sequence[Sequence[np.ndarray]], step: int
+        self, leaves: Mapping[str, torch.Tensor], drawn: Sequence[Sequence[np.ndarray]], seeds: Sequence[int]
     ) -> tuple[dict[str, np.ndarray], list[np.ndarray], np.ndarray, np.ndarray]:
         """(K, *shape) sums of clipped gradients, every unit's norm, losses and targets, over as many passes as it
         takes.
@@ -88,7 +89,7 @@ class PrivateGradients:
         passes = [in_passes(units, self.rows) for units in drawn]
         for number in range(max(map(len, passes), default=0)):
             now = [p[number] if number < len(p) else [] for p in passes]
-            batches = [self._batch(silo, units, step) for silo, units in zip(self.silos, now, strict=True)]
+            batches = [self._batch(*each) for each in zip(self.silos, now, seeds, strict=True)]
             clipped = self.bench.clipped(bare, batches, [_owners(units) for units in now], self._clippings())
             for name, x in clipped.gradients.items():
                 sums[name] += x.cpu().numpy()
@@ -99,9 +100,10 @@ class PrivateGradients:
         width = len(self.steps.parts.norms)
         return sums, [np.concatenate([np.zeros((0, width)), *one]) for one in norms], losses, targets
 
-    def _batch(self, silo: Silo, units: Sequence[np.ndarray], step: int) -> dict[str, torch.Tensor]:
-        """The rows of some units; where there is none, a row without targets."""
-        seed = derive(self.task.seed, "collate", silo.name, self.task.round, step)
+    def _batch(self, silo: Silo, units: Sequence[np.ndarray], seed: int) -> dict[str, torch.Tensor]:
+        """The rows of some units; where there is none, a row without targets. `seed`: of masks, and private: a row's
+        number changes when others come or go, so nobody may know which mask belongs to which.
+        """
         rows = np.concatenate(units) if units else np.zeros(1, np.int64)
         batch = self.bench.objective.collate(silo.splits["train"], rows, seed)
         return batch if units else {**batch, "labels": torch.full_like(batch["labels"], -100)}

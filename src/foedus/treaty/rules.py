@@ -313,6 +313,19 @@ def _public_steps(t: Facts) -> Iterator[TreatyError]:
         yield problem("local.epochs", "a public number of steps with [privacy]", t.line("local.epochs"), do)
 
 
+@_reads("privacy.unit", "data.max_examples", "split.by")
+def _units_prepared_one_by_one(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.unit"] not in LOCAL_UNITS:
+        return
+    expected = "data prepared so that one example more changes no other, with [privacy]"
+    if t.given("data.max_examples"):
+        do = "Remove max_examples: it lets one example put another out. A lower rate makes steps small."
+        yield problem("data.max_examples", expected, t.line("data.max_examples"), do)
+    if t["split.by"] == "time":
+        do = 'Set by = "hash" in [split]: a border in time moves when an example comes or goes.'
+        yield problem("split.by", expected, t.line("split.by"), do)
+
+
 @_reads("privacy.unit", "local.max_grad_norm")
 def _one_clip(t: Facts) -> Iterator[TreatyError]:
     if t["privacy.unit"] in LOCAL_UNITS and t.given("local.max_grad_norm"):
