@@ -10,7 +10,7 @@ from typing import Any
 
 from .table import Row, save, show
 
-NAMES = ("step", "federation", "memory", "flower", "overhead", "private_step")
+NAMES = ("step", "federation", "memory", "flower", "overhead", "private_step", "noise", "calibrate")
 STEPS = 30  # of step, so that the whole takes some ten minutes; run alone it takes 100
 
 

@@ -72,13 +72,13 @@ DOCUMENTS = 150
 """Documents a side in membership inference, at most."""
 STEPS = 200
 """Steps of the training with canaries, at most."""
-READING, TRAINING, PROMPTING = 4e12, 3e12, 5e11
-"""Parameters times tokens that may go through the model: when read, when trained on, and when prompted; two cores do
-about 5e10 a second."""
+READING, TRAINING, PROMPTING = 2.5e12, 1.5e12, 4e11
+"""Parameters times tokens that may go through the model: when read, when trained on, and when prompted. One core reads
+about 5e10 of them a second with SmolLM2-135M."""
 TINY = 5e6
 """Parameters of a model on which shadows are trained."""
 SHADOWS = 8
-ROW = 16
+ROW = 12
 """Tokens of a row whose gradient is inverted."""
 PRIORS = (1e-6, 1e-4, 1e-2, 0.1)
 FPRS = (0.001, 0.01)
@@ -256,8 +256,7 @@ def _readable(s: Subject, data: Encoded) -> Encoded:
     chosen = sample(data, DOCUMENTS, seed=s.seed)
     if len(chosen.inputs.values) <= most:
         return chosen
-    rows = np.unique(chosen.documents, return_index=True)[1]
-    rows = s.random("documents").permutation(rows)
+    rows = s.random("documents").permutation(_firsts(chosen))
     enough = np.cumsum(np.diff(chosen.inputs.bounds)[rows]) <= most
     enough[:10] = True
     return _only(chosen, np.sort(rows[enough]))
@@ -412,25 +411,25 @@ def _inversion(s: Subject) -> dict[str, Any] | None:
     tried_out = (Defence(), Defence(clip=clip), noisy, Defence(bits=8), Defence(keep=0.1))
     common = {"sent_is": sent, "defences": tried_out}
     table = inversion.survey(bench, s.released, data, batches=(1, 2, 4), kinds=("span", "span bag"), **common)
-    told = inversion.attack(bench, s.released, data, [0], others=range(1, min(4, len(data))))
-    table.append(told.row() | {"sent": sent, "defence": f"sum of {min(4, len(data))} silos"})
+    if (summed := min(len(data), len(s.place.silos))) > 1:
+        told = inversion.attack(bench, s.released, data, [0], others=range(1, summed))
+        table.append(told.row() | {"sent": sent, "defence": f"sum of {summed} silos"})
     shown = inversion.examples(bench, s.start, sent_is=sent, defences=(Defence(), noisy))
     return {"model": s.place.base.name, "sentence": inversion.SENTENCE, "tokens": ROW, "rows": table,
             "examples": shown}  # fmt: skip
 
 
 def _rows(s: Subject) -> Encoded:
-    """The beginning of a training row of each silo in turn, four in all."""
-    silos = list(s.place.silos.values())
-    picked = [select(x, documents_of(x)[i // len(silos)][None])
-              for i in range(4) for x in [silos[i % len(silos)].splits["train"]]
-              if i // len(silos) < len(documents_of(x))]  # fmt: skip
-    whole = concat(picked)
-    first = np.unique(whole.documents, return_index=True)[1]
-    some = select(whole, whole.documents[first])
-    inputs = Ragged.of([some.inputs[i][:ROW] for i in range(len(some))])
-    kept = np.unique(some.documents, return_index=True)[1]
-    return _only(replace(some, inputs=inputs), kept)
+    """The beginnings of four training documents, of each silo in turn."""
+    trains = [silo.splits["train"] for silo in s.place.silos.values()]
+    turns = [(trains[i % len(trains)], i // len(trains)) for i in range(4)]
+    some = concat([_only(data, _firsts(data)[turn][None]) for data, turn in turns if turn < len(_firsts(data))])
+    return replace(some, inputs=Ragged.of([some.inputs[i][:ROW] for i in range(len(some))]))
+
+
+def _firsts(data: Encoded) -> np.ndarray:
+    """The first row of every document."""
+    return np.unique(data.documents, return_index=True)[1]
 
 
 def _only(data: Encoded, rows: np.ndarray) -> Encoded:
