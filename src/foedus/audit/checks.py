@@ -34,7 +34,8 @@ ROUNDING = {"fp32": 2e-3, "bf16": 3e-2}
 """How far sums may be off, relative to the norm C, for rounding alone: batches of other shapes round otherwise."""
 BITES = 1e-3
 """The clip norm in the checks of what units add, as a share of the plan's."""
-STEPS = 40
+STEPS, FEWEST, MOST = 40, 6, 1e7
+"""Steps whose noise is looked at: so many, or as few as hold so many numbers where there are millions in one."""
 DRAWS = 600
 
 
@@ -87,7 +88,8 @@ def _noise(bench: Bench, task: Task, silo: Silo, plan: LocalPlan) -> list[Check]
     leaves = bench.leaves([task.params] * 2)
     gradients = PrivateGradients(_Still(bench), task, twins, small, [{}, {}])  # type: ignore[arg-type]
     seen: dict[str, list[np.ndarray]] = {name: [] for name in leaves}
-    for step in range(STEPS):
+    numbers = sum(x.size for x in task.params.values())
+    for step in range(int(min(STEPS, max(FEWEST, MOST / numbers)))):
         gradients.fill(leaves, step)
         for name, leaf in leaves.items():
             std = steps.parts.std(name, steps.multipliers[task.round]) / steps.divisor
