@@ -1,8 +1,8 @@
 """What a guarantee costs in perplexity: `python -m benchmarks.private_utility [--seeds 1 2 3] [--epsilons 8 4 2 1]`.
 
 The treaty of `make demo-private` under several ε and seeds, beside ordinary LoRA (rank 8, all linear layers, AdamW,
-many small steps) on equally many tokens of the same silos. Noise is simulated, one seed each, so that a figure can be had
-again. A study, not a part of `python -m benchmarks`: some four minutes a run on two cores. Held-out test posts.
+many small steps) on equally many tokens of the same silos. Noise is simulated, one seed each, so that a figure can be
+had again. A study, not a part of `python -m benchmarks`: some four minutes a run on two cores. Held-out test posts.
 """
 
 from __future__ import annotations
