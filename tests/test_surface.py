@@ -6,7 +6,9 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer
@@ -30,6 +32,9 @@ def test_the_public_names_are_these():
     ]  # fmt: skip
     for name in foedus.__all__:
         assert getattr(foedus, name).__doc__ or name in ("Key", "Tree")
+    for file in ("build", "execute"):
+        import_module(f"foedus.{file}")
+    assert all(not isinstance(getattr(foedus, name), ModuleType) for name in foedus.__all__)
     with pytest.raises(AttributeError, match="nothing_of_ours"):
         _ = foedus.nothing_of_ours
 

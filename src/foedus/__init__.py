@@ -7,7 +7,9 @@ by hand (`foedus.loop.run`). Names are loaded when they are first used, so that 
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 # Telemetry of the libraries underneath stays off; a user who wants it sets these before importing foedus.
@@ -43,6 +45,17 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'foedus' has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+class _Package(ModuleType):
+    """This package, in which `foedus.build` is the function and not the file of that name, once that is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOME or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:
