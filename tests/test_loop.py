@@ -17,6 +17,8 @@ from foedus.algorithms.base import Stateless
 from foedus.errors import CohortError, GuaranteeError
 from foedus.loop import Federation
 from foedus.privacy import Unprotected
+from foedus.privacy.noise import SimulatedSource
+from foedus.privacy.plan import Terms, make_plan
 from foedus.server import Adaptive, FixedSize, Full, Poisson, Sgd, WeightedMean
 from foedus.stages import Plain, Weigh, chain
 from foedus.types import Receipt, Report, State, Task, Total, Update
@@ -228,3 +230,41 @@ def test_values_print_compare_hash_and_pickle():
 def test_a_weight_cap_must_be_positive():
     with pytest.raises(ValueError, match="max_weight=0"):
         Weigh("examples", 0.0)
+
+
+# whole silos under a guarantee
+
+
+def guarded(rate: float = 0.5, seed: int = 0, z: float = 1.0):
+    """A federation whose mean is released with noise, from a plan."""
+    terms = Terms("silo", 1e-5, 8, noise_multiplier=z, max_norm=0.1, silos=5, expected=5 * rate, rate=rate)
+    plan = make_plan(terms, SimulatedSource(seed))
+    stages = chain(*plan.stages())
+    f = Federation(
+        LeastSquares(stages, data()), stages, plan.aggregator(), plan.mechanism(), Sgd(), plan.sampler() or Full(),
+        SILOS, "base", 8,
+    )  # fmt: skip
+    return f, LeastSquares(stages, data())
+
+
+def test_a_round_in_which_chance_asked_nobody_is_noise_like_any_other():
+    f, engine = guarded(rate=0.05)
+    rounds = list(loop.run(f, engine, loop.start(f, PARAMS)))
+    empty = [r for _, r in rounds if not r.receipts]
+    asked = [r for _, r in rounds if r.receipts]
+    assert empty and asked
+    assert {tuple(r.tensors) for r in empty} == {tuple(r.tensors) for r in asked}
+    assert all(r.unit == "silo" and np.abs(r.tensors["delta", "w"]).max() > 0 for r in empty)
+    states = [loop.start(f, PARAMS), *(state for state, _ in rounds)]
+    moved = [not np.array_equal(a.params["w"], b.params["w"]) for a, b in zip(states, states[1:], strict=False)]
+    assert all(moved)
+
+
+def test_one_silo_more_or_less_moves_the_mean_by_its_bound_over_a_public_count():
+    f, _ = guarded(rate=1.0, z=1e-9)
+    means = []
+    for gone in ((), ("silo3",)):
+        engine = LeastSquares(f.stages, data(), broken=dict.fromkeys(gone, "left"))
+        state, _ = loop.one_round(f, engine, loop.start(f, PARAMS))
+        means.append(state.params["w"])
+    assert np.linalg.norm(means[0] - means[1]) == pytest.approx(0.1 / 5, rel=1e-5)

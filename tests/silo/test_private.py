@@ -94,6 +94,13 @@ def test_an_author_with_many_rows_moves_it_no_further():
     assert max(np.linalg.norm(x) for x in alone) <= bound * (1 + 1e-3)
 
 
+@pytest.mark.parametrize("sampling", ["units", "examples"])
+def test_an_author_keeps_no_more_examples_than_the_treaty_says(sampling):
+    p = place(privacy={"unit": "author", "author_examples": 2, "sampling": sampling})
+    documents = set(p.silos["s0"].splits["train"].documents.tolist())
+    assert len(documents) <= 2 * 7 and len(p.silos["s0"].units) == (7 if sampling == "units" else len(documents))
+
+
 def test_one_document_is_one_unit_whatever_its_windows():
     p = place(model={"base": "tiny:llama", "max_length": 8})
     units = p.silos["s0"].units
