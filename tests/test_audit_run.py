@@ -44,9 +44,10 @@ def few():
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """One private run and one without protection, each of a tiny model."""
+    """Private runs with and without sampling, and one without protection, each of a tiny model."""
     folders = {}
-    for name, changes in {"private": EXAMPLE, "plain": {"local.batch": 8}}.items():
+    unsampled = {**EXAMPLE, "privacy.rate": 1.0, "privacy.noise_multiplier": 4.0}
+    for name, changes in {"private": EXAMPLE, "plain": {"local.batch": 8}, "unsampled": unsampled}.items():
         path = tmp_path_factory.mktemp(name)
         folders[name] = begin(private(path, **changes, **{"algorithm.rounds": 2}), path / "run")
         list(execute(folders[name], build(treaty_of(folders[name]))))
@@ -126,9 +127,18 @@ def test_canaries_alone_refute_a_guarantee_without_noise(ran, places, monkeypatc
     right = PrivateSteps.noise
     monkeypatch.setattr(PrivateSteps, "noise", lambda *a: {name: x * 1e-3 for name, x in right(*a).items()})
     monkeypatch.setattr(auditing, "_texts", lambda s: {})
-    s = subject(ran, places)
+    s = subject(ran, places, "unsampled")
     proven = [bound["epsilon"] for bound in auditing._canaries(s)["bounds"] if not bound["estimate"]]
-    assert max(proven) > s.stated["epsilon"]
+    assert len(proven) == 3 and max(proven) > s.stated["epsilon"] > 1
+
+
+def test_what_assumes_no_sampling_is_an_estimate_where_there_is_some(ran, places, monkeypatch):
+    monkeypatch.setattr(auditing, "_texts", lambda s: {})
+    kinds = {
+        name: {b["method"] for b in auditing._canaries(subject(ran, places, name))["bounds"] if b["estimate"]}
+        for name in ("private", "unsampled")
+    }
+    assert kinds == {"private": {"f-DP one-run", "Gaussian fit"}, "unsampled": {"Gaussian fit"}}
 
 
 def test_an_unfinished_run_is_refused(tmp_path):

@@ -297,6 +297,8 @@ def _canaries(s: Subject) -> dict[str, Any] | None:
         bounds += bound_records(s.trial.scores, "gradient", s.stated.get("epsilon"), s.plan.terms.delta)
     texts = _texts(s)
     bounds += texts.pop("bounds", [])
+    if s.plan is not None and s.plan.terms.rate < 1:  # the f-DP method assumes the trade-off of an unsampled Gaussian
+        bounds = [b | {"estimate": True} if b["method"] == "f-DP one-run" else b for b in bounds]
     return texts | {"confidence": 0.95, "bounds": bounds} if texts or bounds else None
 
 
