@@ -138,12 +138,28 @@ def test_what_a_silo_remembers_goes_on_where_it_stopped():
     p = place(privacy={"bands": 3})
     silo = p.silos["s0"]
     (first,) = train(p.bench, task_of(p), [silo], p.plan, [{}])
-    assert {key for key, _ in first.memory} == {"private noise 000", "private noise 001"}
+    assert {key for key, _ in first.memory} == {"private noise 000", "private noise 001", "private steps done"}
     q = place(privacy={"quantile": 0.5, "max_norm": 1e-4})
     (first,) = train(q.bench, task_of(q), [q.silos["s0"]], q.plan, [{}])
     (second,) = train(q.bench, task_of(q, 1), [q.silos["s0"]], q.plan, [first.memory])
     factors = [float(t.memory["private factor", ""][0]) for t in (first, second)]
     assert 1 < factors[0] < factors[1]  # most norms are above so small a limit, so it grows
+
+
+def test_a_silo_that_missed_rounds_keeps_its_units_as_far_apart_as_its_noise_assumes():
+    """Correlated noise counts a silo's own steps; turns taken by the round would bring a unit back too soon."""
+    p = place(privacy={"bands": 3, "rate": 0.2})
+    silo, memory, steps = p.silos["s0"], {}, p.plan.privacy
+    assert steps.period == 5 and steps.steps == 3
+    seen = []
+    for round in (0, 5, 10):  # by rounds, step 0 would be number 0, 15 and 30: the same units each time
+        gradients = PrivateGradients(p.bench, task_of(p, round % 3), [silo], p.plan, [memory])
+        drawn = [gradients._draw(0, step, np.random.default_rng(0)) for step in range(3)]
+        seen += [{int(silo.units.of[rows[0]]) for rows in units} for units in drawn]
+        memory = gradients.memory(0)
+    for unit in range(len(silo.units)):
+        turns = [at for at, chosen in enumerate(seen) if unit in chosen]
+        assert all(b - a == 5 for a, b in zip(turns, turns[1:], strict=False))
 
 
 def test_a_loss_that_is_not_finite_is_nobodys_business(p, monkeypatch):
@@ -170,7 +186,7 @@ def test_poisson_batches_have_the_stated_mean_and_spread():
     p = place(privacy={"rate": 0.3})
     silo, steps = p.silos["s0"], replace(p.plan.privacy, source=SimulatedSource(9))
     gradients = PrivateGradients(p.bench, task_of(p), [silo], replace(p.plan, privacy=steps), [{}])
-    sizes = [len(gradients._draw(silo, at, SystemSource().generator("x"))) for at in range(300)]
+    sizes = [len(gradients._draw(0, at, SystemSource().generator("x"))) for at in range(300)]
     n = len(silo.units)
     assert np.mean(sizes) == pytest.approx(0.3 * n, abs=5 * (0.21 * n / 300) ** 0.5)
     assert np.var(sizes) == pytest.approx(0.21 * n, rel=0.4)

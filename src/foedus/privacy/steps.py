@@ -102,7 +102,7 @@ class PrivateSteps:
             raise ValueError(f"Expected multipliers={self.multipliers} > 0.")
 
     def sample(self, keys: np.ndarray, at: int, random: np.random.Generator) -> np.ndarray:
-        """Which units are in step `at` (counted over all rounds); ascending. `keys`: (units,) uint64, one of each unit.
+        """Which units are in step `at`, of all that the silo has done; ascending. `keys`: (units,) uint64.
 
         Every unit by a coin of its own, so that nobody's presence bears on another's; the coins are private.
         """

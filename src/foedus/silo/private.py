@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 
 NOBODY = -1
 FACTOR = ("private factor", "")
+DONE = ("private steps done", "")
 PAST = "private noise "
 
 
 class PrivateGradients:
     """The gradients of one round's private steps. Lives for one call of `train`; `memory` is what outlives it.
 
-    In a silo's memory: the clip norm's factor where it follows a quantile, and the last noise where noise is
-    correlated.
+    In a silo's memory: the clip norm's factor where it follows a quantile; where noise is correlated, the last noise
+    and how many steps are done.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class PrivateGradients:
         self.steps: PrivateSteps = plan.privacy
         self.factors = [float(memory[FACTOR][0]) if FACTOR in memory else 1.0 for memory in memories]
         self.past = [_past(memory) for memory in memories]
+        self.done = [int(memory[DONE][0]) if DONE in memory else 0 for memory in memories]
 
     def fill(self, leaves: Mapping[str, torch.Tensor], step: int) -> tuple[np.ndarray, np.ndarray]:
         """Puts the release of one step into the leaves' gradients.
@@ -51,7 +53,7 @@ class PrivateGradients:
         source, round = self.steps.source, self.task.round
         randoms = [source.generator("steps", silo.name, round, step) for silo in self.silos]
         seeds = [int(random.integers(1 << 63)) for random in randoms]
-        drawn = [self._draw(silo, step, random) for silo, random in zip(self.silos, randoms, strict=True)]
+        drawn = [self._draw(k, step, random) for k, random in enumerate(randoms)]
         torch.manual_seed(seeds[0])  # of dropout: secret, so that nobody can tell whose mask changed
         sums, norms, losses, targets = self._clipped(leaves, drawn, seeds)
         released = [
@@ -65,14 +67,19 @@ class PrivateGradients:
     def memory(self, k: int) -> Tree:
         """What silo k keeps for its next round."""
         kept = {} if self.steps.following is None else {FACTOR: np.array([self.factors[k]])}
+        if self.steps.factors is not None:
+            kept[DONE] = np.array([self.done[k] + self.steps.steps], np.int64)
         return kept | {
             (f"{PAST}{age:03d}", name): x for name, past in self.past[k].items() for age, x in enumerate(past)
         }
 
-    def _draw(self, silo: Silo, step: int, random: np.random.Generator) -> list[np.ndarray]:
-        """The rows of each unit in a step."""
+    def _draw(self, k: int, step: int, random: np.random.Generator) -> list[np.ndarray]:
+        """The rows of each unit in a step of silo k. Steps are counted at the silo: one that missed a round goes on
+        where it stopped, and so do its noise and the turns of its units.
+        """
+        silo = self.silos[k]
         assert silo.units is not None
-        chosen = self.steps.sample(silo.units.keys, self.task.round * self.steps.steps + step, random)
+        chosen = self.steps.sample(silo.units.keys, self.done[k] + step, random)
         return [silo.units.rows(int(unit), self.steps.rows, random) for unit in chosen]
 
     def _clipped(
