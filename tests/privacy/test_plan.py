@@ -186,6 +186,12 @@ def test_terms_that_cannot_hold_are_refused(wrong):
         replace(EXAMPLE, **wrong)
 
 
+@pytest.mark.parametrize("placement", ["silo", "shared"])
+def test_sampling_earns_nothing_against_a_coordinator_that_sees_who_took_part(placement):
+    with pytest.raises(GuaranteeError, match="only a trusted coordinator keeps"):
+        replace(SILO, rate=0.5, placement=placement)
+
+
 def test_discrete_noise_under_sampling_is_refused_and_told_why():
     with pytest.raises(GuaranteeError, match="No tight accountant"):
         replace(SILO, discrete=True, rate=0.5)

@@ -101,6 +101,9 @@ class Terms:
                "Leave them out, or take independent noise.")  # fmt: skip
         _check(self.bands == 1 or not whole or self.placement == "server", "correlated noise at the server",
                f"placement={self.placement!r}", "Place the noise at the server.")  # fmt: skip
+        _check(self.rate == 1 or not whole or self.placement == "server",
+               "a secret of who took part, which only a trusted coordinator keeps", f"placement={self.placement!r}",
+               "Place the noise at the server, or leave hide_cohort out.")  # fmt: skip
         _check(self.quantile is None or self.clipping == "whole", "one clip norm to follow a quantile",
                f"clipping={self.clipping!r}", 'Clip "whole".')  # fmt: skip
         _check(self.quantile is None or not self.discrete, "a fixed clip norm with discrete noise", "a quantile",
