@@ -131,6 +131,25 @@ def test_every_silo_pays_before_it_releases(tmp_path, monkeypatch):
     assert set(seen) == {"charge"} and len(seen) == 9
 
 
+def test_a_run_that_is_cut_off_states_the_round_that_silos_may_have_released(tmp_path, monkeypatch):
+    from foedus.silo.handler import Handler
+
+    right = Handler._train
+
+    def train(self, blob, silos, memories):
+        answers = right(self, blob, silos, memories)
+        if answers[0][0].round == 1:
+            raise KeyboardInterrupt
+        return answers
+
+    monkeypatch.setattr(Handler, "_train", train)
+    treaty = private(tmp_path, **EXAMPLE)
+    with pytest.raises(KeyboardInterrupt):
+        run(treaty, tmp_path / "run")
+    two = accountant.upper(build(treaty).privacy.event(2), 1e-5)
+    assert stated(tmp_path / "run")["epsilon"] == pytest.approx(two, rel=1e-6)
+
+
 def test_budgets_outlive_a_run_where_the_silos_keep_them(tmp_path, monkeypatch):
     monkeypatch.setenv("FOEDUS_BUDGETS", str(tmp_path / "kept"))
     first = private(tmp_path, **EXAMPLE)

@@ -107,13 +107,9 @@ def _federated(s: Session) -> Phase:
         return Phase(FEDERATED, rules, s.place.engine(), s.treaty.evaluation.every)
     if plan.at_silos:
         custody = SiloCustody(
-            budgets_of(s.folder),
-            s.folder.path / "out-tray",
-            s.treaty.digest(),
-            plan.terms.unit,
-            plan.events,
-            plan.event(),
-        )
+            budgets=budgets_of(s.folder), tray=s.folder.path / "out-tray", treaty=s.treaty.digest(),
+            unit=plan.terms.unit, events=plan.events, whole=plan.event(), ledger=s.ledger,
+        )  # fmt: skip
         custody.reserve(rules.silos)
         return Phase(FEDERATED, rules, s.place.engine(custody=custody), s.treaty.evaluation.every)
     kept = KeptMechanism(rules.mechanism, s.ledger, s.folder.path / "release.safetensors")

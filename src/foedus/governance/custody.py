@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,16 +29,22 @@ Event = Mapping[str, Any]
 PAYLOAD = ("payload", "bytes")
 
 
+@dataclass(frozen=True)
 class SiloCustody:
-    """Budgets and out-trays of the silos of one treaty, whose rounds cost `events`."""
+    """Budgets and out-trays of the silos of one treaty, whose rounds cost `events` and which costs `whole` in all.
 
-    def __init__(
-        self, budgets: Path, tray: Path, treaty: str, unit: str, events: Sequence[Event], whole: Event
-    ) -> None:
-        self.budgets, self.tray, self.treaty, self.unit, self.events, self.whole = (
-            budgets, tray, treaty, unit, tuple(events), whole,
-        )  # fmt: skip
-        self._open: dict[str, Budget] = {}
+    `ledger`: the run's, in which a round's cost stands before any silo pays it: a run that is cut off never states
+    less than what may have left a silo.
+    """
+
+    budgets: Path
+    tray: Path
+    treaty: str
+    unit: str
+    events: Sequence[Event]
+    whole: Event
+    ledger: Ledger | None = None
+    _open: dict[str, Budget] = field(default_factory=dict, repr=False)
 
     def reserve(self, silos: Sequence[str]) -> None:
         """Every silo makes room for the whole treaty, or refuses before anything is trained."""
@@ -49,6 +55,9 @@ class SiloCustody:
         if not 0 <= round < len(self.events):
             do = "Whoever asks for more rounds than were agreed must propose a new treaty."
             raise GuaranteeError(f"one of the {len(self.events)} rounds that were agreed", f"round {round + 1}", do)
+        if self.ledger is not None:
+            body = {"round": round + 1, "event": dict(self.events[round])}
+            self.ledger.once("charge", body, same=("round",))
         self._budget(silo).charge(self.treaty, self.unit, round, self.events[round])
 
     def kept(self, silo: str, task: str) -> tuple[Report, Tree] | None:
