@@ -401,7 +401,7 @@ def test_an_earlier_page_stays_until_the_new_one_is_whole(tmp_path: Path, monkey
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("foedus.report.audit.os.replace", full_disk)
+    monkeypatch.setattr("foedus.report.folder.os.replace", full_disk)
     with pytest.raises(RunError, match="No space left"):
         write_audit(tmp_path)
     assert (tmp_path / "audit.html").read_bytes() == first and not list(tmp_path.glob(".audit*"))

@@ -421,7 +421,7 @@ def test_an_earlier_report_stays_until_the_new_one_is_whole(make_run, monkeypatc
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("foedus.report.html.os.replace", full_disk)
+    monkeypatch.setattr("foedus.report.folder.os.replace", full_disk)
     with pytest.raises(RunError, match="No space left"):
         write_report(folder)
     assert (folder / "report.html").read_bytes() == first

@@ -311,7 +311,7 @@ def _sensitivity(t: Terms, factors: Banded) -> float:
     return sensitivity(factors.coefficients, length, t.period, -(-length // t.period))
 
 
-def _check(holds: bool, expected: str, came: str, do: str = "Correct it in [privacy].") -> None:
+def _check(holds: bool, expected: str, came: str, do: str = "Correct it in [privacy], or among the options.") -> None:
     if not holds:
         raise GuaranteeError(expected, came, do)
 

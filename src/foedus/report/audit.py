@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -40,6 +39,7 @@ from markupsafe import Markup
 
 from ..errors import RunError
 from . import audit_plots as plots
+from .folder import write_page
 from .svg import picture
 from .words import printable, seconds_text, thousands
 
@@ -64,16 +64,7 @@ def write_audit(folder: Path) -> Path:
     """
     place = Path(folder) / "audit.html"
     page = _rendered(read_audit(Path(folder)), str(place.with_name("audit.json")))
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        beside.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(beside, place)
-    except OSError as error:
-        do = "Make room or mend the permissions, and run the audit again."
-        raise RunError(f"to write {place}", error.strerror or str(error), do) from error
-    finally:
-        beside.unlink(missing_ok=True)
-    return place
+    return write_page(place, page, "Make room or mend the permissions, and run the audit again.")
 
 
 def read_audit(folder: Path) -> Audit:

@@ -7,6 +7,7 @@ a `.jsonl` file may be cut off. A line that a resumed run wrote again replaces t
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -149,3 +150,16 @@ def _treaty(text: str, path: Path) -> Record:
 
 def _damaged(path: Path, expected: str, came: str) -> RunError:
     return RunError(expected, came, "Restore the file, or resume the run, which writes it again.", where=str(path))
+
+
+def write_page(place: Path, page: str, do: str) -> Path:
+    """Writes a page whole or not at all. Raises `RunError`, with the advice `do`, when the disk does not take it."""
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        beside.write_text(page, encoding="utf-8", errors="replace")
+        os.replace(beside, place)
+    except OSError as error:
+        raise RunError(f"to write {place}", error.strerror or str(error), do) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return place

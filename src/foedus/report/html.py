@@ -7,7 +7,6 @@ byte. `folder.py` reads, `compare.py` and `words.py` say, `plots.py` draws, `tem
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from . import plots, privacy
 from .audit import verdict as audited
 from .card import adapter_text, loading_code
 from .compare import EXPLAINED, PHASES, TITLES, Comparison, compare_all, figure, signed_percent, verdict
-from .folder import Record, Run, read_run
+from .folder import Record, Run, read_run, write_page
 from .guarantee import Guarantee, epsilon_text, guarantee_of, sections
 from .svg import picture
 from .words import bytes_text, parameters_text, seconds_text, thousands
@@ -43,16 +42,7 @@ def write_report(run: Path) -> Path:
     """
     place = Path(run) / "report.html"
     page = render(read_run(Path(run)))
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        beside.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(beside, place)
-    except OSError as error:
-        do = "Make room or mend the permissions, and write it again with `foedus report`."
-        raise RunError(f"to write {place}", error.strerror or str(error), do) from error
-    finally:
-        beside.unlink(missing_ok=True)
-    return place
+    return write_page(place, page, "Make room or mend the permissions, and write it again with `foedus report`.")
 
 
 def render(run: Run) -> str:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..lm.bench import IGNORED
 from ..lm.clipping import Clipping
+from ..lm.per_example import NOBODY
 from ..privacy.steps import PrivateSteps
 from ..types import Task, Tree
 from .shard import Silo
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from ..lm.bench import Bench
     from .train import LocalPlan
 
-NOBODY = -1
 FACTOR = ("private factor", "")
 DONE = ("private steps done", "")
 PAST = "private noise "
@@ -113,7 +114,7 @@ class PrivateGradients:
         """
         rows = np.concatenate(units) if units else np.zeros(1, np.int64)
         batch = self.bench.objective.collate(silo.splits["train"], rows, seed)
-        return batch if units else {**batch, "labels": torch.full_like(batch["labels"], -100)}
+        return batch if units else {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
 
     def _clippings(self) -> list[Clipping]:
         parts = self.steps.parts
