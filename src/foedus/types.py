@@ -40,10 +40,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Update:
-    """One silo's contribution, private to it. A delta is **local minus global**; `weight` is its number of examples."""
+    """One silo's contribution, private to it. A delta is **local minus global**; `weight` is its number of examples;
+    `silo`: whose it is, so that stages with secrets know them apart.
+    """
 
     tensors: Tree
     weight: float = 1.0
+    silo: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,15 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Report:
-    """What crosses the wire from one silo: encoded tensors (see `wire.py`) and a receipt."""
+    """What crosses the wire from one silo: encoded tensors (see `wire.py`) and a receipt. `mail`: what it sends to other
+    silos, and can only be read by them (see `secure/`).
+    """
 
     silo: str
     round: int
     payload: bytes
     receipt: Receipt
+    mail: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,16 @@ from ..types import Report
 
 @dataclass(frozen=True)
 class Ask:
-    """One question to one silo. `kind`: "train", or "evaluate" with a `split` to look at. `payload`: a packed task."""
+    """One question to one silo. `kind`: "train", "evaluate" with a `split` to look at, or a step of a secure sum.
+
+    `payload`: a packed task, the same for a whole cohort. `mail`: what other silos sent to this one (see `secure/`).
+    """
 
     kind: str
     silo: str
     payload: bytes
     split: str = ""
+    mail: bytes = b""
 
 
 class Engine(Protocol):
