@@ -57,6 +57,36 @@ def test_check_says_what_leaves_a_silo_what_it_costs_and_what_is_guaranteed(fini
     assert values["estimate"]["bytes_down"] == pytest.approx(summary["bytes"]["down"]["law"][0], abs=16)
 
 
+def test_check_decides_what_goes_together_before_anything_is_loaded(finished):
+    folder = finished.parent
+    done = foedus("check", "treaty.toml", "--with", "Krum", "--with", "masked_sums", cwd=folder)
+    assert done.returncode == 2 and "Loading" not in done.stderr
+    assert "krum + non-iid: accepted if" in done.stdout and "masked-sums + krum: refused:" in " ".join(
+        done.stdout.split()
+    )
+    for part in ("GuaranteeError", "features that go together", "masked-sums + krum", "Instead: robust rules over"):
+        assert part in " ".join(done.stderr.split())
+    done = foedus("check", "treaty.toml", "--with", "krum", "--with", "masked-sums", "--json", cwd=folder)
+    rows = json.loads(done.stdout)["combinations"]
+    assert done.returncode == 2 and {row["number"]: row["verdict"] for row in rows}[13] == "refuse"
+
+
+def test_check_answers_about_a_plan_and_goes_on_where_nothing_is_refused(finished):
+    done = foedus("check", "treaty.toml", "--with", "krum", "--json", cwd=finished.parent)
+    (row,) = json.loads(done.stdout)["combinations"]
+    assert done.returncode == 0 and (row["number"], row["name"], row["verdict"]) == (
+        42,
+        "krum + non-iid",
+        "conditional",
+    )
+    assert row["said"].startswith("accepted if updates are mixed with their neighbours")
+
+
+def test_check_suggests_the_nearest_feature(finished):
+    done = foedus("check", "treaty.toml", "--with", "krumm", cwd=finished.parent)
+    assert done.returncode == 2 and 'Did you mean "krum"?' in done.stderr
+
+
 def test_report_and_resume_of_a_finished_run_agree_with_its_summary(finished):
     summary = json.loads((finished / "summary.json").read_text())
     reported = json.loads(foedus("report", str(finished), "--json").stdout)
@@ -83,10 +113,11 @@ def test_a_bad_treaty_lists_every_mistake(tmp_path, finished):
 
 @pytest.mark.parametrize("what,name", [("models", "smollm2-135m-instruct"), ("datasets", "20newsgroups"),
                                        ("algorithms", "fedprox"), ("optimizers", "yogi"), ("stages", "Weigh"),
-                                       ("mechanisms", "Unprotected")])  # fmt: skip
+                                       ("mechanisms", "Unprotected"),
+                                       ("combinations", "masked-sums + nf4")])  # fmt: skip
 def test_list_names_what_a_treaty_can_say(what, name):
     done = foedus("list", what)
-    assert done.returncode == 0 and name in done.stdout
+    assert done.returncode == 0 and name.split()[-1] in done.stdout
     assert name in {row["name"] for row in json.loads(foedus("list", what, "--json").stdout)}
 
 

@@ -96,9 +96,17 @@ BAD = {
         written() + "\n[local.optimizer]\nname = 'sgd'",
         ("[local] optimizer", 'one of "adamw", "sgd"', "{...} (table)", 'Write, for example, optimizer = "adamw"'),
     ),
-    "secure aggregation": (
+    "a threshold of sums in the open": (
         written(secure__threshold="3"),
-        ("[secure]", "only sections that this version honours", "[secure]", "the coordinator sees every one"),
+        ("[secure] threshold", 'threshold only with [secure] sums "masked"', 'sums = "open"', "Remove threshold"),
+    ),
+    "a word of no size that words have": (
+        written(secure__sums='"masked"', server__weighting='"uniform"', secure__word="24"),
+        ("[secure] word", "one of 16, 32, 64", "24 (integer)", "Write, for example, word = 32"),
+    ),
+    "a word in quotes": (
+        written(secure__sums='"masked"', server__weighting='"uniform"', secure__word='"32"'),
+        ("[secure] word", "one of 16, 32, 64", '"32" (text)', "Write it without quotes, for example word = 32."),
     ),
     "a charter": (
         written(charter__max_rounds="3"),
@@ -562,6 +570,26 @@ def test_every_problem_is_a_treaty_error_of_its_own():
 
 PRIVATE = {"privacy__unit": '"example"', "privacy__epsilon": "8.0", "privacy__rate": "0.1"}
 SILO = {"privacy__unit": '"silo"', "privacy__epsilon": "8.0"}
+SHARED = {
+    **PRIVATE, "privacy__placement": '"shared"', "privacy__noise": '"discrete-gaussian"', "secure__sums": '"masked"',
+    "local__steps": "1", "local__optimizer": '"sgd"',
+}  # fmt: skip
+MANY_SILOS = {"silos__by": '"iid"', "silos__count": "100"}
+SECURE = {
+    "secure__sums": '"masked"', "secure__corrupt": "0.01", "server__weighting": '"uniform"', **MANY_SILOS,
+}  # fmt: skip
+
+
+def shared(**changes: str) -> str:
+    """A treaty in which silos share the noise for examples, with changes."""
+    return written(**SHARED | changes)
+
+
+def secured(**changes: str) -> str:
+    """A treaty of a hundred silos with masked sums, with changes."""
+    return written(**SECURE | changes)
+
+
 BAD_PRIVACY = {
     "epsilon without a unit": (written(privacy__epsilon="8.0"), "epsilon only with [privacy] unit"),
     "no measure": (written(privacy__unit='"silo"'), "exactly one of epsilon, noise_multiplier and noise_std"),
@@ -588,7 +616,18 @@ BAD_PRIVACY = {
         written(**SILO, cohort__sampling='"poisson"', cohort__rate="0.5", cohort__minimum="2"),
         "minimum = 1 with sampled",
     ),
-    "a placement inside silos": (written(**PRIVATE, privacy__placement='"silo"'), "placement only with [privacy] unit"),
+    "noise inside silos from the server": (
+        written(**PRIVATE, privacy__placement='"server"'), 'placement "silo" or "shared" for units inside silos'
+    ),
+    "discrete noise that is no share": (
+        written(**PRIVATE, privacy__noise='"discrete-gaussian"'), 'noise = "gaussian" where each silo adds all of it'
+    ),
+    "shared noise for examples in the open": (shared(secure__sums='"open"'), 'sums = "masked" with'),
+    "shared noise in encrypted sums": (shared(secure__sums='"encrypted"'), 'sums = "masked" with'),
+    "shared noise after two steps": (shared(local__steps="2"), 'steps = 1 with placement = "shared"'),
+    "shared noise after Adam": (shared(local__optimizer='"adamw"'), 'optimizer = "sgd" with'),
+    "shared noise after momentum": (shared(local__momentum="0.9"), "momentum = 0.0 with"),
+    "shared noise after decay": (shared(local__weight_decay="0.1"), "weight_decay = 0.0 with"),
     "a rate for whole silos": (written(**SILO, privacy__rate="0.1"), "rate only with [privacy] unit"),
 }  # fmt: skip
 
@@ -597,6 +636,89 @@ BAD_PRIVACY = {
 def test_a_privacy_section_that_would_not_hold_is_refused(name):
     text, expected = BAD_PRIVACY[name]
     assert any(expected in problem.expected for problem in problems(text)), [p.expected for p in problems(text)]
+
+
+BAD_SUMS = {
+    "the sum of two": (secured(cohort__minimum="2"), "minimum ≥ 3 with secure sums"),
+    "no two honest silos": (secured(secure__corrupt="0.2", cohort__minimum="21"), "minimum ≥ 22 with secure sums"),
+    "a share that floating point spells badly": (
+        secured(secure__corrupt="0.29", cohort__minimum="30"), "minimum ≥ 31 with secure sums"
+    ),
+    "two silos": (
+        secured(silos__count="2"), "at least 3 silos a round with secure sums"
+    ),
+    "a cohort of two": (
+        secured(cohort__sampling='"fixed"', cohort__size="2"), "at least 3 silos a round with secure sums"
+    ),
+    "more than dropout leaves": (secured(cohort__minimum="91"), "minimum ≤ 90, the silos of a round"),
+    "a word too small": (
+        secured(silos__count="300", secure__word="16"), "each of 300 silos has 127 steps"
+    ),
+    "counts beside a sum": (secured(disclosure__holdings="true"), "holdings = false with secure sums"),
+    "weights without end": (
+        written(secure__sums='"masked"', server__weighting='"examples"'), "max_weight, for which a secure sum"
+    ),
+    "a hidden cohort": (
+        secured(**SILO, cohort__sampling='"poisson"', cohort__rate="0.5", privacy__hide_cohort="true"),
+        "no secret of who takes part",
+    ),
+    "coins under a guarantee on silos": (
+        secured(**SILO, cohort__sampling='"poisson"', cohort__rate="0.5"), "a public number of silos a round"
+    ),
+    "no threshold between": (secured(secure__corrupt="0.4", secure__dropout="0.3"), "corrupt + 2 × dropout"),
+    "one neighbour": (secured(secure__neighbours="1"), "neighbours ≥ 2"),
+    "half the neighbours": (
+        secured(secure__neighbours="32", secure__threshold="16"), "more than half of the 32 neighbours"
+    ),
+    "more than the neighbours": (
+        secured(secure__neighbours="32", secure__threshold="33"), "more than half of the 32 neighbours"
+    ),
+    "groups of two": (secured(secure__group_size="2"), "groups of which 3 are left"),
+    "groups below the minimum": (
+        secured(cohort__minimum="5", secure__group_size="5", secure__dropout="0.2"),
+        "groups of which 5 are left",
+    ),
+    "a group of more than all": (secured(secure__group_size="101"), "group_size ≤ 100"),
+    "more holders than silos": (
+        secured(secure__sums='"encrypted"', secure__key_holders="101"), "key_holders ≤ 100"
+    ),
+    "approximate sums": (
+        secured(secure__sums='"encrypted"', secure__scheme='"ckks"'), 'scheme = "bfv" where the coordinator gets'
+    ),
+    "a key for masks": (secured(secure__key_holders="2"), "key_holders only with [secure] sums"),
+    "floating-point shares of noise": (
+        secured(**SILO, privacy__placement='"shared"', cohort__minimum="20"), "a combination that holds"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_SUMS)
+def test_secure_sums_that_would_hide_nothing_are_refused(name):
+    text, expected = BAD_SUMS[name]
+    (problem,) = [problem for problem in problems(text) if expected in problem.expected] or problems(text)
+    assert expected in problem.expected
+    assert problem.came and problem.do
+
+
+def test_the_tables_of_sums_and_shares_start_from_good_treaties():
+    assert parse(secured()).secure.sums == "masked"
+    assert parse(shared()).privacy.placement == "shared"
+    assert parse(shared(**MANY_SILOS, cohort__minimum="12")).cohort.minimum == 12
+
+
+def test_where_sums_are_secure_three_silos_are_the_least_and_no_counts_stand_beside_them():
+    treaty = parse(written(secure__sums='"masked"', server__max_weight="100"))
+    assert (treaty.cohort.minimum, treaty.disclosure.holdings, treaty.disclosure.loss) == (3, False, True)
+    assert parse(secured(cohort__minimum="7")).cohort.minimum == 7
+
+
+def test_noise_for_units_inside_silos_is_added_there_unless_it_is_shared():
+    assert parse(written(**PRIVATE)).privacy.placement == "silo"
+    assert parse(written(**SILO)).privacy.placement == "server"
+
+
+def test_shared_noise_in_the_open_is_a_rehearsal_that_only_whole_silos_may_have():
+    assert parse(written(**SILO, privacy__placement='"shared"')).secure.sums == "open"
 
 
 def test_where_somebody_is_protected_silos_let_out_neither_losses_nor_counts_unless_the_treaty_says_so():

@@ -109,6 +109,17 @@ GOOD = {
     "privacy.accept_noise": st.booleans(),
     "privacy.public_text": lines,
     "privacy.keep_modules": st.floats(1e-6, 1),
+    "secure.sums": st.sampled_from(["open", "masked", "encrypted"]),
+    "secure.word": st.sampled_from([16, 32, 64]),
+    "secure.range": positive,
+    "secure.corrupt": st.floats(0, 0.3),
+    "secure.dropout": st.floats(0, 0.3),
+    "secure.neighbours": st.integers(2, 3),
+    "secure.threshold": st.just(2),
+    "secure.group_size": st.just(3),
+    "secure.scheme": st.just("bfv"),
+    "secure.encrypted_share": st.floats(1e-6, 1),
+    "secure.key_holders": st.integers(1, 3),
 }
 """Good values for every key but `format`, which has one; in ranges that keep them from contradicting one another."""
 
@@ -120,6 +131,9 @@ def treaties(draw) -> Treaty:
     """Any treaty: keys that apply, drawn at random, and what they need."""
     values = {key: draw(GOOD[key]) for key in NEEDED} | {draw(st.sampled_from(["local.steps", "local.epochs"])): 2}
     values |= {key: draw(GOOD[key]) for key in draw(st.sets(st.sampled_from([*GOOD]))) if key != "data.test_source"}
+    for decider in draw(st.sets(st.sampled_from(["privacy.unit", "secure.sums"]))):  # else few would protect anybody
+        own = [key for key in GOOD if key.startswith(decider.partition(".")[0])]
+        values |= {key: draw(GOOD[key]) for key in {decider, *draw(st.sets(st.sampled_from(own)))}}
     values |= {f"data.{role}": role for role in ("label", "domain", "author", "timestamp", "target")}
     return settled(values)
 
@@ -144,9 +158,9 @@ def settled(values: dict[str, object]) -> Treaty:
     gone += [] if server in ("adagrad", "adam", "yogi") else ["server.beta1", "server.tau"]
     gone += [] if server in ("adam", "yogi") else ["server.beta2"]
     gone += ["server.max_weight"] if values.get("server.weighting") == "uniform" else []
-    gone += [] if sampling == "fixed" else ["cohort.size"]
-    gone += [] if sampling == "poisson" else ["cohort.rate"]
-    gone += private(values)
+    gone += private(values) + secure(values)
+    gone += [] if values["cohort.sampling"] == "fixed" else ["cohort.size"]
+    gone += [] if values["cohort.sampling"] == "poisson" else ["cohort.rate"]
     tables: dict[str, dict[str, object]] = {}
     for dotted, value in values.items():
         if dotted not in gone:
@@ -159,7 +173,9 @@ def private(values: dict[str, object]) -> list[str]:
     """What a treaty must leave out for the unit that it protects; adds what that unit needs."""
     unit = values.get("privacy.unit", "none")
     local = ["privacy.rate", "privacy.rows", "privacy.clipping", "privacy.shares", "performance.microbatch"]
-    whole = [f"privacy.{key}" for key in ("noise", "placement", "hide_cohort", "accept_noise")]
+    whole = ["privacy.hide_cohort", "privacy.accept_noise"]
+    if values.get("privacy.placement") == "shared" and unit != "none":
+        values |= {"secure.sums": "masked", "privacy.noise": "discrete-gaussian"}
     author = ["privacy.author_examples", "privacy.sampling"]
     every = [
         key for key in values if key.startswith("privacy.") and key not in (*local, *whole, *author, "privacy.unit")
@@ -172,8 +188,12 @@ def private(values: dict[str, object]) -> list[str]:
     gone = [*given[1:], "server.max_weight", "disclosure.loss"]
     if unit == "silo":
         return [*gone, *local, *author, "cohort.minimum"]
-    values |= {"privacy.rate": values.get("privacy.rate", 0.1), "local.steps": 2}
+    values |= {"privacy.rate": values.get("privacy.rate", 0.1), "local.steps": 1}
     values |= {"split.by": "hash"}
+    if values.get("privacy.placement") == "shared":
+        values |= {"local.optimizer": "sgd", "local.momentum": 0.0, "local.weight_decay": 0.0}
+    else:
+        gone += ["privacy.placement", "privacy.noise"]
     return [
         *gone,
         "data.max_examples",
@@ -181,6 +201,27 @@ def private(values: dict[str, object]) -> list[str]:
         *(author if unit == "example" else []),
         "local.epochs",
         "local.max_grad_norm",
+    ]
+
+
+def secure(values: dict[str, object]) -> list[str]:
+    """What a treaty must leave out for the sums that it asks for; adds what those need."""
+    encrypted = ["secure.scheme", "secure.encrypted_share", "secure.key_holders"]
+    sums = values.get("secure.sums", "open")
+    if sums == "open":
+        return [key for key in values if key.startswith("secure.") and key != "secure.sums"]
+    if values.get("privacy.unit", "none") == "silo" and values["cohort.sampling"] == "poisson":
+        values |= {"cohort.sampling": "full"}
+    values |= {"cohort.size": 3} | ({} if "server.max_weight" in values else {"server.max_weight": 9.0})
+    drawn = values["silos.by"] in ("dirichlet", "quantity", "iid")
+    uniform = values.get("server.weighting", "examples") == "uniform" or values.get("privacy.unit", "none") != "none"
+    return [
+        *(encrypted if sums == "masked" else []),
+        *([] if drawn else ["silos.names"]),
+        *(["server.max_weight"] if uniform else []),
+        "cohort.minimum",
+        "disclosure.holdings",
+        "data.keep",
     ]
 
 

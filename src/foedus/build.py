@@ -28,6 +28,7 @@ from .data import (
 from .data.readers import ROLES
 from .engines import InProcess
 from .errors import DataError, GuaranteeError, ModelError
+from .governance.circle import Circle, fresh_circle
 from .lm.adapters import Full, LoRA, attach
 from .lm.bench import Bench
 from .lm.load import Base, load_base
@@ -42,7 +43,8 @@ from .server import Adaptive, FixedSize, Poisson, Sampler, ServerOptimizer, Sgd,
 from .server import Full as Everyone
 from .silo import Handler, LocalPlan, Silo, Units
 from .silo.handler import Custody
-from .stages import Weigh, chain
+from .stages import Chain, Weigh, chain
+from .sums import SecureSums, colluding, secure_sums
 from .treaty import Treaty
 
 PUBLIC_EXAMPLES = 64
@@ -63,16 +65,25 @@ class Workplace:
     together: int
     seconds: float
     privacy: PrivacyPlan | None = None
+    sums: SecureSums | None = None
+    measures: Chain = Chain()
 
     def engine(
-        self, silos: Mapping[str, Silo] | None = None, plan: LocalPlan | None = None, custody: Custody | None = None
+        self,
+        silos: Mapping[str, Silo] | None = None,
+        plan: LocalPlan | None = None,
+        custody: Custody | None = None,
+        rules: Federation | None = None,
     ) -> InProcess:
-        """An engine for these silos (all of them) that train by this plan (the treaty's)."""
-        plan = plan or self.plan
-        algorithm = replace(self.federation.algorithm, local=plan)
-        disclose = frozenset(name for name in ("loss", "holdings") if getattr(self.treaty.disclosure, name))
-        rows = self.treaty.evaluation.max_windows
-        handler = Handler(self.bench, algorithm, self.federation.stages, self.base.digest, disclose, rows, custody)
+        """An engine for these silos (all of them) that train by this plan and under these rules (the treaty's)."""
+        plan, rules = plan or self.plan, rules or self.federation
+        secure = self.sums if rules.stages.hides else None
+        handler = Handler(
+            self.bench, replace(rules.algorithm, local=plan), rules.stages, self.base.digest,
+            frozenset(name for name in ("loss", "holdings") if getattr(self.treaty.disclosure, name)),
+            self.treaty.evaluation.max_windows, custody,
+            self.measures if secure else Chain(), secure.membership if secure else None,
+        )  # fmt: skip
         return InProcess(handler, silos or self.silos, plan, self.together)
 
     @property
@@ -87,11 +98,14 @@ class Workplace:
         return held[0] if held else None
 
 
-def build(treaty: Treaty, data: Mapping[str, Any] | None = None, *, base: Base | None = None) -> Workplace:
+def build(
+    treaty: Treaty, data: Mapping[str, Any] | None = None, *, base: Base | None = None, circle: Circle | None = None
+) -> Workplace:
     """Loads the model and the data that a treaty names, and puts everything together.
 
     `data`: silo name → examples (a `datasets.Dataset`, an Arrow table or a list of dicts), when the treaty's source is
-    "memory"; or name → `Splits`. `base`: a base that is loaded already.
+    "memory"; or name → `Splits`. `base`: a base that is loaded already. `circle`: whose keys count in secure sums; left
+    out, keys are drawn for all silos, as in a simulation.
     Raises `TreatyError`, `DataError`, `ModelError` or `AssetError`.
     """
     began = time.perf_counter()
@@ -117,9 +131,15 @@ def build(treaty: Treaty, data: Mapping[str, Any] | None = None, *, base: Base |
         bench.prove()
     else:
         _check_sizes(silos, plan)
+    rules = federation(treaty, tuple(silos), base.digest, plan, privacy)
+    sums, measures = None, Chain()
+    if treaty.secure.sums != "open":
+        shapes = {name: x.shape for name, x in bench.start().items()}
+        sums = secure_sums(treaty, base.digest, circle or fresh_circle(silos), privacy, shapes, _domains(silos))
+        rules, measures = replace(rules, stages=sums.stages, gather=sums.gather), sums.measures
     return Workplace(
         treaty=treaty,
-        federation=federation(treaty, tuple(silos), base.digest, plan, privacy),
+        federation=rules,
         silos=silos,
         splits=splits,
         base=base,
@@ -128,6 +148,8 @@ def build(treaty: Treaty, data: Mapping[str, Any] | None = None, *, base: Base |
         together=_together(treaty, bench, plan, len(silos)),
         seconds=time.perf_counter() - began,
         privacy=privacy,
+        sums=sums,
+        measures=measures,
     )
 
 
@@ -181,17 +203,36 @@ def privacy_terms(treaty: Treaty, silos: int) -> Terms | None:
         **measure, "unit": p.unit, "delta": p.delta, "rounds": treaty.algorithm.rounds, "ratio": p.noise_ratio,
         "max_norm": None if p.max_norm == "none" else p.max_norm, "quantile": p.quantile, "bands": p.bands,
     }  # fmt: skip
+    common |= _in_words(treaty, silos)
     if p.unit == "silo":
         return Terms(
-            **common, silos=silos, rate=cohort.rate if p.hide_cohort and cohort.rate else 1.0, placement=p.placement,
+            **common, rate=cohort.rate if p.hide_cohort and cohort.rate else 1.0, silos=silos, placement=p.placement,
             expected=silos * cohort.rate if cohort.rate else float(cohort.size or silos),
             minimum=cohort.minimum, discrete=p.noise == "discrete-gaussian",
         )  # fmt: skip
     assert treaty.local.steps is not None and p.rate is not None
     return Terms(
-        **common, steps=treaty.local.steps, rate=p.rate, divisor=float(treaty.local.batch), rows=p.rows,
-        group=(p.author_examples or 1) if p.sampling == "examples" else 1, clipping=p.clipping, shares=p.shares,
+        **common, **_in_shares(treaty, silos), steps=treaty.local.steps, rate=p.rate,
+        divisor=float(treaty.local.batch), rows=p.rows, clipping=p.clipping, shares=p.shares,
+        group=(p.author_examples or 1) if p.sampling == "examples" else 1,
     )  # fmt: skip
+
+
+def _in_words(treaty: Treaty, silos: int) -> dict[str, Any]:
+    """Noise that is an integer, for secure sums: how much room it has, and whom its shares must be enough without."""
+    if treaty.privacy.noise != "discrete-gaussian" or treaty.secure.sums == "open":
+        return {}
+    shared = treaty.privacy.placement == "shared"
+    return {"word": treaty.secure.word, "parties": treaty.cohort.size or silos,
+            "colluding": colluding(treaty, silos) if shared else 0}  # fmt: skip
+
+
+def _in_shares(treaty: Treaty, silos: int) -> dict[str, Any]:
+    """Where units inside silos are protected by shares of one noise for the whole federation."""
+    if treaty.privacy.placement != "shared":
+        return {}
+    return {"placement": "shared", "discrete": True, "silos": silos, "expected": float(treaty.cohort.size or silos),
+            "minimum": treaty.cohort.minimum, "lr": treaty.local.lr}  # fmt: skip
 
 
 def silo_splits(treaty: Treaty, data: Mapping[str, Any] | None = None) -> dict[str, Splits]:
@@ -280,6 +321,12 @@ def _model_name(treaty: Treaty) -> str:
     """A folder named relative to the treaty is looked up there; any other name is taken as it is."""
     beside = (treaty.folder or Path()) / treaty.model.base
     return str(beside) if beside.is_dir() else treaty.model.base
+
+
+def _domains(silos: Mapping[str, Silo]) -> list[str]:
+    """All domains, so that a sum says nothing of who has which."""
+    held = (part.domains for silo in silos.values() for name, part in silo.splits.items() if name != "train")
+    return sorted({domain for domains in held for domain in domains})
 
 
 def _labels(splits: Mapping[str, Splits]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .cli_privacy import app as privacy_app
 from .console import AsJson, RunPath, TreatyFile, err, out, print_json
-from .errors import FoedusError
+from .errors import FoedusError, GuaranteeError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -31,24 +31,52 @@ class What(StrEnum):
     optimizers = "optimizers"
     stages = "stages"
     mechanisms = "mechanisms"
+    combinations = "combinations"
+
+
+class Where(StrEnum):
+    """Where silos run."""
+
+    in_process = "in-process"
+    processes = "processes"
+
+
+Engine = Annotated[
+    Where | None,
+    typer.Option(
+        help="Where silos run: all in this process, or each in one of its own. A run keeps what it began with."
+    ),
+]
 
 
 @app.command()
-def check(treaty: TreatyFile, as_json: AsJson = False) -> None:
-    """Resolve a treaty: what leaves a silo, bytes and time, and the guarantee in words. Trains nothing."""
-    from .estimate import estimate
-    from .treaty import describe, load, statement
+def check(
+    treaty: TreatyFile,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="FEATURE", help="Ask about the treaty with this beside it, such as krum."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Resolve a treaty: what goes together, what leaves a silo, bytes and time, and the guarantee. Trains nothing."""
+    from .treaty import beside, describe, load, statement
 
     resolved = load(treaty)
+    verdicts = _decided(beside(resolved.features(), more or ()), as_json)
+
+    from .estimate import estimate
+
     place = _built(resolved)
     cost, guarantee = estimate(place), _guarantee(place)
     if as_json:
         print_json({
             "treaty": resolved.tables(), "digest": resolved.digest(), "leaves": describe(resolved, cost.parameters),
-            "estimate": vars(cost), "statement": statement(resolved, guarantee), "privacy": guarantee,
+            "combinations": verdicts, "estimate": vars(cost), "statement": statement(resolved, guarantee),
+            "privacy": guarantee,
         })  # fmt: skip
         return
     out.print(resolved.resolved(), markup=False)
+    _print_verdicts(verdicts)
     out.print("[bold]What leaves a silo[/]")
     for line in describe(resolved, cost.parameters):
         out.print(f"  • {line}", markup=False)
@@ -63,22 +91,24 @@ def check(treaty: TreatyFile, as_json: AsJson = False) -> None:
 def run(
     treaty: TreatyFile,
     out_folder: Annotated[Path, typer.Option("--out", metavar="RUN", help="A new folder for the run.")],
+    engine: Engine = None,
     as_json: AsJson = False,
 ) -> None:
-    """Carry out a treaty in this process, into a new folder."""
+    """Carry out a treaty on this machine, into a new folder."""
     from .execute import begin
     from .governance import RunFolder
     from .treaty import load
 
     RunFolder.check_free(out_folder)
     place = _built(load(treaty))  # whatever is wrong with model or data shows before there is a folder
-    _carry_out(begin(place.treaty, out_folder), place, None, as_json)
+    _carry_out(begin(place.treaty, out_folder), place, engine, None, as_json)
 
 
 @app.command()
 def resume(
     run: RunPath,
     round: Annotated[int | None, typer.Option(metavar="N", help="Go back to the checkpoint of this round.")] = None,
+    engine: Engine = None,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run after a crash; it ends as it would have without one."""
@@ -86,7 +116,7 @@ def resume(
     from .governance import RunFolder
 
     folder = RunFolder.open(run)
-    _carry_out(folder, _built(treaty_of(folder)), round, as_json)
+    _carry_out(folder, _built(treaty_of(folder)), engine, round, as_json)
 
 
 @app.command()
@@ -130,7 +160,7 @@ def audit(run: RunPath, as_json: AsJson = False) -> None:
 
 @app.command("list")
 def list_(what: Annotated[What, typer.Argument()], as_json: AsJson = False) -> None:
-    """List what a treaty can name: models, datasets, algorithms, optimizers, stages, mechanisms."""
+    """List what a treaty can name (models, datasets, algorithms, optimizers, ...), and what goes together."""
     from .listing import LISTINGS
 
     rows = LISTINGS[what.value]()
@@ -186,20 +216,50 @@ def _built(treaty: Any) -> Any:
         return build(treaty)
 
 
+def _decided(features: Any, as_json: bool) -> list[dict[str, Any]]:
+    """What the validity matrix says of these features together; raises `GuaranteeError` where it refuses."""
+    from .treaty import decide
+
+    rows = decide(features)
+    verdicts = [
+        {"number": row.number, "name": row.met(features), "verdict": row.verdict, "said": row.said,
+         "reason": row.reason, "instead": row.instead} for row in rows
+    ]  # fmt: skip
+    refused = [row for row in rows if row.verdict == "refuse"]
+    if refused:
+        print_json({"combinations": verdicts}) if as_json else _print_verdicts(verdicts)
+        raise GuaranteeError(
+            "features that go together",
+            "; ".join(row.met(features) for row in refused),
+            " ".join(f"{row.reason} Instead: {row.instead}" for row in refused),
+        )
+    return verdicts
+
+
+def _print_verdicts(verdicts: list[dict[str, Any]]) -> None:
+    if not verdicts:
+        return
+    out.print("[bold]What goes together[/]")
+    for row in verdicts:
+        out.print(f"  • {row['name']}: {row['said']}", markup=False)
+    out.print()
+
+
 def _guarantee(place: Any) -> dict[str, Any] | None:
     from .privacy.plan import facts
 
     return facts(place.privacy) if place.privacy else None
 
 
-def _carry_out(folder: Any, place: Any, round: int | None, as_json: bool) -> None:
-    from .execute import execute
+def _carry_out(folder: Any, place: Any, engine: Where | None, round: int | None, as_json: bool) -> None:
+    from .launch import carry_out
     from .progress import shown
     from .report.console import summary_lines
 
     summary: dict[str, Any] = {}
-    for event in shown(execute(folder, place, round=round), console=err):
-        summary = dict(event.row) if event.kind == "done" else summary
+    with closing(carry_out(folder, place, engine.value if engine else None, round=round)) as events:
+        for event in shown(events, console=err):
+            summary = dict(event.row) if event.kind == "done" else summary
     if as_json:
         print_json(summary)
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,28 +16,40 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from . import loop, report, wire
+from . import gather, loop, report, wire
 from .assets import CATALOG
 from .build import Workplace, adapter, federation
 from .data import holdings
-from .engines import InProcess
+from .engines import Engine
+from .errors import RunError
 from .evaluation import figures
-from .governance import KeptMechanism, Ledger, RunFolder, SiloCustody
+from .gather import EncryptedSums, Masked
+from .governance import Accounted, Journal, KeptMechanism, Ledger, Openings, RunFolder, SiloCustody, Tray
 from .governance.machine import hardware, versions
 from .lm.adapters import save_adapter
 from .loop import Federation
 from .privacy.plan import facts
 from .server import Full, Sgd
-from .silo import Silo, pool
+from .silo import LocalPlan, Silo, pool
+from .silo.handler import Custody
+from .stages.words import SCALED
 from .treaty import Treaty, parse, privacy
-from .types import Release, State, Task
+from .types import Receipt, Release, State, Task, Tree
 
 FEDERATED, POOLED, LOCAL, BASE = "federated", "pooled", "local_only", "base"
+TOGETHER = "all silos"
+TRAY = "out-tray"
+SILOS = "silos"
+"""The folder of the silos' own folders, in a run whose silos are processes (`launch.py`)."""
+KEEP_TRAYS = "FOEDUS_KEEP_TRAYS"
+"""Set in the environment of a demonstration that adds up, afterwards, what each silo gave before any mask."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened. `kind`: "begin" (a phase), "round", "evaluation", or "done"; `row`: its metrics."""
+    """Something that happened. `kind`: "silo" (that called `phase`, `round` of `rounds`, is ready in its own process),
+    "begin" (a phase), "round", "evaluation", or "done"; `row`: its metrics.
+    """
 
     kind: str
     phase: str = ""
@@ -47,12 +60,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Session:
-    """What every phase of a run needs."""
+    """What every phase of a run needs. `rules`, `engine`: of the federation itself."""
 
     treaty: Treaty
     folder: RunFolder
     ledger: Ledger
     place: Workplace
+    rules: Federation
+    engine: Engine
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ class Phase:
 
     name: str
     federation: Federation
-    engine: InProcess
+    engine: Engine
     evaluate_every: int | None = None
 
 
@@ -76,15 +91,20 @@ def treaty_of(folder: RunFolder) -> Treaty:
     return dataclasses.replace(parse(file.read_text(), where=str(file)), folder=folder.origin)
 
 
-def execute(folder: RunFolder, place: Workplace, *, round: int | None = None) -> Iterator[Event]:
-    """Carries out the treaty of `place` in `folder`, from the last checkpoint (or that of `round`)."""
+def execute(
+    folder: RunFolder, place: Workplace, *, round: int | None = None, engine: Engine | None = None
+) -> Iterator[Event]:
+    """Carries out the treaty of `place` in `folder`, from the last checkpoint (or that of `round`). `engine`: what
+    reaches the silos; left out, they are all in this process.
+    """
     treaty = place.treaty
     with folder.lock():
-        session = Session(treaty, folder, Ledger(folder.path / "ledger.jsonl"), place)
+        session = open_session(folder, place, engine)
         folder.keep_metrics(folder.metrics())  # without a line that a crash tore
         _open_ledger(session)
         yield from _base(session)
-        yield from _train(session, _federated(session), round)
+        federated = Phase(FEDERATED, session.rules, session.engine, treaty.evaluation.every)
+        yield from _train(session, federated, round)
         sha256 = _save_adapter(session)
         for phase in _baselines(session):
             yield from _train(session, phase, None)
@@ -94,6 +114,7 @@ def execute(folder: RunFolder, place: Workplace, *, round: int | None = None) ->
         folder.write("adapter/README.md", card.encode())
         body = {"adapter": sha256, "rounds": treaty.algorithm.rounds}
         session.ledger.once("closed", body, same=("adapter",))
+        _empty_trays(session)
         report.write_report(folder.path)
         yield Event("done", row=summary)
 
@@ -101,19 +122,55 @@ def execute(folder: RunFolder, place: Workplace, *, round: int | None = None) ->
 # Phases
 
 
-def _federated(s: Session) -> Phase:
-    plan, rules = s.place.privacy, s.place.federation
-    if plan is None:
-        return Phase(FEDERATED, rules, s.place.engine(), s.treaty.evaluation.every)
-    if plan.at_silos:
-        custody = SiloCustody(
-            budgets=budgets_of(s.folder), tray=s.folder.path / "out-tray", treaty=s.treaty.digest(),
-            unit=plan.terms.unit, events=plan.events, whole=plan.event(), ledger=s.ledger,
+def open_session(folder: RunFolder, place: Workplace, engine: Engine | None = None) -> Session:
+    """The run of a treaty in `folder`. `engine`: what carries the federation's asks; left out, this process."""
+    ledger = Ledger(folder.path / "ledger.jsonl")
+    rules = place.federation
+    if place.privacy is not None and not place.privacy.at_silos:
+        kept = KeptMechanism(rules.mechanism, ledger, folder.path / "release.safetensors")
+        rules = replace(rules, mechanism=kept)
+    if isinstance(rules.gather, (Masked, EncryptedSums)):
+        rules = replace(rules, gather=replace(rules.gather, openings=Openings(ledger)))
+    if engine is None:
+        _all_here(folder)
+        engine = place.engine(custody=custody(folder, place))
+    if place.privacy is not None and place.privacy.at_silos:
+        engine = Accounted(engine, ledger, place.privacy.events)
+    return Session(place.treaty, folder, ledger, place, rules, engine)
+
+
+def _all_here(folder: RunFolder) -> None:
+    """What silos gave and spent in processes of their own, they do not know in this one."""
+    if (folder.path / SILOS).exists():
+        raise RunError(
+            "a run whose silos live in this process",
+            "one that began with a process for each",
+            "Resume it with `foedus resume`, which starts them.",
+            where=str(folder.path),
+        )
+
+
+def custody(folder: RunFolder, place: Workplace) -> Custody | None:
+    """What the silos of this process keep of what they gave; None where a round may be given twice."""
+    plan, tray = place.privacy, folder.path / TRAY
+    every = KEEP_TRAYS in os.environ
+    if place.sums is not None:
+        place.sums.membership.journal = Journal(folder.path / "journals")
+    if plan is not None and plan.at_silos:
+        kept = SiloCustody(
+            budgets=budgets_of(folder), tray=tray, treaty=place.treaty.digest(), unit=plan.terms.unit,
+            events=plan.events, whole=plan.event(), every=every,
         )  # fmt: skip
-        custody.reserve(rules.silos)
-        return Phase(FEDERATED, rules, s.place.engine(custody=custody), s.treaty.evaluation.every)
-    kept = KeptMechanism(rules.mechanism, s.ledger, s.folder.path / "release.safetensors")
-    return Phase(FEDERATED, replace(rules, mechanism=kept), s.place.engine(), s.treaty.evaluation.every)
+        kept.reserve(list(place.silos))
+        return kept
+    return Tray(tray, every) if place.sums is not None else None
+
+
+def _empty_trays(s: Session) -> None:
+    """Updates from before the masks are kept no longer than a round might have to be given again."""
+    if s.place.sums is not None and KEEP_TRAYS not in os.environ:
+        for tray in (s.folder.path / TRAY, *s.folder.path.glob(f"{SILOS}/*/{TRAY}")):
+            shutil.rmtree(tray, ignore_errors=True)
 
 
 def budgets_of(folder: RunFolder) -> Path:
@@ -136,9 +193,13 @@ def _baselines(s: Session) -> Iterator[Phase]:
 
 def _ordinary(s: Session, name: str, silo: Silo, every: int | None) -> Phase:
     plan = replace(s.place.plan, keep=True, privacy=None)
-    open_rules = federation(s.treaty, s.place.federation.silos, s.place.base.digest, plan)
-    rules = replace(open_rules, server_optimizer=Sgd(1.0), sampler=Full(), silos=(silo.name,), minimum=1)
-    return Phase(name, rules, s.place.engine({silo.name: silo}, plan), every)
+    rules = replace(_open(s, plan), server_optimizer=Sgd(1.0), sampler=Full(), silos=(silo.name,), minimum=1)
+    return Phase(name, rules, s.place.engine({silo.name: silo}, plan, rules=rules), every)
+
+
+def _open(s: Session, plan: LocalPlan) -> Federation:
+    """Rules that hide and protect nothing."""
+    return federation(s.treaty, s.place.federation.silos, s.place.base.digest, plan)
 
 
 def _base(s: Session) -> Iterator[Event]:
@@ -201,17 +262,29 @@ def _evaluate(s: Session, phase: str, state: State, split: str, only: Sequence[s
         return
     began = time.perf_counter()
     task = Task(state.round, s.place.base.digest, state.params, silos, s.treaty.seed)
-    answers = list(loop.ask(s.place.engine(), "evaluate", task, split=split))
-    by_silo = {r.silo: wire.unpack(r.payload)[0] for r in answers if not r.receipt.failure}
+    by_silo, receipts = _measured(s, phase, task, split)
     row = {
         "kind": "evaluation", "phase": phase, "round": state.round, "split": split,
         **figures(by_silo, labelled=s.place.labelled),
         "sums": {silo: _nest(tree) for silo, tree in by_silo.items()},
-        "failures": {r.silo: r.receipt.failure for r in answers if r.receipt.failure},
+        "failures": {r.silo: r.failure for r in receipts if r.failure},
         "seconds": {"evaluate": time.perf_counter() - began},
     }  # fmt: skip
     s.folder.metric(row)
     yield Event("evaluation", phase, state.round, s.place.federation.rounds, row)
+
+
+def _measured(s: Session, phase: str, task: Task, split: str) -> tuple[dict[str, Tree], Sequence[Receipt]]:
+    """The sums of each silo, or, where sums are secure, those of all silos together."""
+    federated = phase in (BASE, FEDERATED)
+    if federated and s.rules.gather is not None:
+        total, receipts = s.rules.gather.gather(s.engine, "evaluate", task, split=split)
+        sums = s.place.measures.decode(total, task).tensors
+        held = {domain for (measure, domain), x in sums.items() if measure == "targets" and x[0] > 0}
+        return {TOGETHER: {key: x for key, x in sums.items() if key[1] in held}}, receipts
+    engine = s.engine if federated else s.place.engine(rules=_open(s, s.place.plan))
+    answers = list(gather.ask(engine, "evaluate", task, split=split))
+    return {r.silo: wire.unpack(r.payload)[0] for r in answers if not r.receipt.failure}, [r.receipt for r in answers]
 
 
 def _nest(tree) -> dict[str, dict[str, float]]:
@@ -265,11 +338,17 @@ def _round_row(s: Session, phase: Phase, state: State, release: Release, seconds
     return {
         "kind": "round", "phase": phase.name, "round": state.round,
         "loss": float(losses[0] / targets[0]) if losses is not None and targets[0] else None,
+        **_scaled(release),
         "silos": {r.silo: {**r.disclosed, "bytes_up": r.bytes_up, "bytes_down": r.bytes_down, "seconds": r.seconds}
                   for r in came},
         "failures": {r.silo: r.failure for r in release.receipts if r.failure},
         "seconds": {"train": train, "federation": max(0.0, seconds - train), "checkpoint": kept},
     }  # fmt: skip
+
+
+def _scaled(release: Release) -> dict[str, int]:
+    """How many updates were larger than the treaty's range, where sums are secure."""
+    return {"scaled": round(float(release.tensors[SCALED][0]))} if SCALED in release.tensors else {}
 
 
 def _save_adapter(s: Session) -> str:

@@ -48,6 +48,12 @@ def mechanisms() -> list[Row]:
     return [_class_row(cls) for cls in kinds]
 
 
+def combinations() -> list[Row]:
+    from .treaty import COMBINATIONS
+
+    return [{"number": row.number, "name": row.name, "verdict": row.verdict, "said": row.said} for row in COMBINATIONS]
+
+
 def _assets(kind: str) -> list[Row]:
     from .assets import CATALOG, cached
 
@@ -74,4 +80,5 @@ LISTINGS: dict[str, Callable[[], list[Row]]] = {
     "optimizers": optimizers,
     "stages": stages,
     "mechanisms": mechanisms,
+    "combinations": combinations,
 }

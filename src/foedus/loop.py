@@ -8,22 +8,22 @@ The server sees only the sum. Checkpoints, evaluation and logs are ordinary code
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import tree, wire
+from . import tree
 from .algorithms.base import Algorithm
-from .engines.base import Ask, Engine
+from .engines.base import Engine
 from .errors import CohortError, GuaranteeError
+from .gather import Gather, InTheOpen
 from .privacy.mechanisms import Mechanism
 from .server.aggregators import Aggregator
 from .server.optimizers import ServerOptimizer
 from .server.samplers import Sampler
 from .stages.base import Chain
-from .types import Params, Receipt, Release, Report, State, Task, Tree, Update
+from .types import Params, Receipt, Release, State, Task, Total, Update
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Federation:
     """Who takes part and by which rules; everything the loop needs beside an engine and a state.
 
     `silos`: in the order in which they are summed. `model`: digest of the frozen base. `minimum`: the fewest reports
-    that may make a round.
+    that may make a round. `gather`: how a cohort's updates become a sum; in the open when left out.
     """
 
     algorithm: Algorithm
@@ -45,6 +45,7 @@ class Federation:
     rounds: int
     seed: int = 0
     minimum: int = 1
+    gather: Gather | None = None
 
     def __post_init__(self) -> None:
         if self.stages.hides and not self.aggregator.linear:
@@ -52,6 +53,12 @@ class Federation:
                 "an aggregator that needs only the sum, since a stage hides single updates",
                 f"{self.aggregator}",
                 "Use a mean, or drop the stage that hides.",
+            )
+        if self.stages.hides != (self.gather is not None and self.gather.blind):
+            raise GuaranteeError(
+                "a stage that hides single updates, and a way of gathering that needs only their sum, together",
+                f"{self.stages} with {self.gather}",
+                "Give both or neither.",
             )
 
 
@@ -82,15 +89,11 @@ def one_round(federation: Federation, engine: Engine, state: State) -> tuple[Sta
     f = federation
     cohort = _cohort(f, state.round)
     task = Task(state.round, f.model, state.params, cohort, f.seed, state.settings, state.extra)
-    receipts: list[Receipt] = []
-    total = f.aggregator.combine(_updates(ask(engine, "train", task), receipts))
+    total, receipts = (f.gather or InTheOpen(f.aggregator)).gather(engine, "train", task)
     _enough(f, cohort, receipts)
-    if not total.count:  # nobody's sum is zero, and a mechanism adds its noise to it all the same
-        total = replace(total, tensors=tree.zeros(f.stages.encode(_nothing(state), task).tensors))
-
-    total = f.stages.decode(replace(total, bound=f.aggregator.bound(f.stages.bound(math.inf, task))), task)
+    total = _decoded(f, total, task)
     release, mechanism = f.mechanism.release(total, state.mechanism)
-    release = replace(release, receipts=tuple(receipts))
+    release = replace(release, receipts=receipts)
 
     mean = f.aggregator.mean(release.tensors)
     params, optimizer = state.params, state.optimizer
@@ -106,41 +109,22 @@ def one_round(federation: Federation, engine: Engine, state: State) -> tuple[Sta
     ), release
 
 
-def _nothing(state: State) -> Update:
-    return Update(tree.as_part("delta", {name: np.zeros(x.shape) for name, x in state.params.items()}))
-
-
-def ask(engine: Engine, kind: str, task: Task, *, split: str = "") -> Iterator[Report]:
-    """Asks the task's whole cohort; yields the reports in the order of the cohort, each as soon as its turn has come.
-
-    Only what came before its turn is held, so that a round's memory does not grow with its cohort.
+def _decoded(f: Federation, total: Total, task: Task) -> Total:
+    """The total in update units, with the most that one unit can move it. Nobody's sum is zero, and a mechanism adds
+    its noise to it all the same.
     """
-    blob = wire.pack_task(task)
-    due, early = deque(task.cohort), dict[str, Report]()
-    for report in engine.ask([Ask(kind, silo, blob, split) for silo in task.cohort]):
-        early[report.silo] = report
-        while due and due[0] in early:
-            yield early.pop(due.popleft())
-    for silo in due:
-        yield early[silo] if silo in early else _silent(silo, task.round)
-
-
-def _updates(reports: Iterable[Report], receipts: list[Receipt]) -> Iterator[Tree]:
-    """The encoded updates, one after another; the receipts of all reports are added to `receipts` as they come."""
-    for report in reports:
-        receipts.append(report.receipt)
-        if not report.receipt.failure:
-            yield wire.unpack(report.payload)[0]
+    total = replace(total, bound=f.aggregator.bound(f.stages.bound(math.inf, task)))
+    if total.count:
+        return f.stages.decode(total, task)
+    stages = f.stages.split()[0]
+    nothing = Update(tree.as_part("delta", {name: np.zeros(x.shape) for name, x in task.params.items()}))
+    return stages.decode(replace(total, tensors=tree.zeros(stages.encode(nothing, task).tensors)), task)
 
 
 def _cohort(federation: Federation, round: int) -> tuple[str, ...]:
     """The sampled silos; nobody when chance drew fewer than the minimum, and the round then changes nothing."""
     cohort = federation.sampler.cohort(federation.silos, round, federation.seed)
     return cohort if len(cohort) >= federation.minimum else ()
-
-
-def _silent(silo: str, round: int) -> Report:
-    return Report(silo, round, b"", Receipt(silo, round, failure="did not answer"))
 
 
 def _enough(federation: Federation, cohort: Sequence[str], receipts: Iterable[Receipt]) -> None:

@@ -41,7 +41,9 @@ def _live(events: Iterable[Event], console: Console) -> Iterator[Event]:
         tasks: dict[str, TaskID] = {}  # the silos that train alone take turns on one bar
         for event in events:
             kind = event.phase.split(":")[0]
-            if event.kind == "begin":
+            if event.kind == "silo":
+                progress.console.print(_ready(event), style="dim", highlight=False)
+            elif event.kind == "begin":
                 if kind in tasks:
                     progress.remove_task(tasks[kind])
                 tasks[kind] = progress.add_task(_name(event.phase), total=event.rounds, completed=event.round, said="")
@@ -55,7 +57,9 @@ def _live(events: Iterable[Event], console: Console) -> Iterator[Event]:
 def _plain(events: Iterable[Event], console: Console) -> Iterator[Event]:
     began, first = time.monotonic(), 0
     for event in events:
-        if event.kind == "begin":
+        if event.kind == "silo":
+            console.print(_ready(event), highlight=False, soft_wrap=True)
+        elif event.kind == "begin":
             began, first = time.monotonic(), event.round
             if event.round:
                 console.print(f"{_name(event.phase)}: goes on after round {event.round}", highlight=False)
@@ -72,6 +76,10 @@ def _plain(events: Iterable[Event], console: Console) -> Iterator[Event]:
 
 def _name(phase: str) -> str:
     return f"{phase.removeprefix('local:')} alone" if phase.startswith("local:") else NAMES.get(phase, phase)
+
+
+def _ready(event: Event) -> str:
+    return f"silo {event.round}/{event.rounds} is ready: {event.phase}"
 
 
 def _said(event: Event) -> str:

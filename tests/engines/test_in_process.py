@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foedus import loop, wire
+from foedus import gather, loop, wire
 from foedus.build import build
 from foedus.errors import CohortError
 from foedus.types import Task
@@ -18,7 +18,7 @@ def place(treaty):
 
 def ask(place, kind="train", split=""):
     task = Task(0, place.base.digest, place.bench.start(), tuple(place.silos), 1)
-    return loop.ask(place.engine(), kind, task, split=split)
+    return gather.ask(place.engine(), kind, task, split=split)
 
 
 def test_bytes_are_counted_on_the_payloads_that_were_sent(place):
@@ -54,7 +54,7 @@ def test_a_run_stops_when_too_few_silos_are_left(place):
 
 def test_a_task_for_another_model_is_refused_by_the_silo(place):
     task = Task(0, "another", place.bench.start(), tuple(place.silos), 1)
-    assert all("same base model" in r.receipt.failure for r in loop.ask(place.engine(), "train", task))
+    assert all("same base model" in r.receipt.failure for r in gather.ask(place.engine(), "train", task))
 
 
 def test_disclosure_decides_what_a_receipt_says(treaty):
@@ -68,7 +68,7 @@ def test_silos_side_by_side_give_the_same_updates(place):
     engine = place.engine()
     engine.together = 3
     task = Task(0, place.base.digest, place.bench.start(), tuple(place.silos), 1)
-    for report in loop.ask(engine, "train", task):
+    for report in gather.ask(engine, "train", task):
         for key, x in wire.unpack(report.payload)[0].items():
             np.testing.assert_allclose(x, alone[report.silo][key], rtol=2e-3, atol=2e-5)
 
@@ -78,7 +78,7 @@ def test_one_bad_silo_among_those_side_by_side_is_found_and_the_others_kept(plac
     engine = place.engine()
     engine.together = 3
     task = Task(0, place.base.digest, place.bench.start(), tuple(place.silos), 1)
-    failed = {r.silo for r in loop.ask(engine, "train", task) if r.receipt.failure}
+    failed = {r.silo for r in gather.ask(engine, "train", task) if r.receipt.failure}
     assert failed == {"law"}
 
 
@@ -97,12 +97,12 @@ def test_silos_that_keep_their_optimizers_train_together_only_when_in_step(place
     engine.together = 3
     first = Task(0, place.base.digest, place.bench.start(), ("law", "sport"), 1)
     then = Task(1, place.base.digest, place.bench.start(), ("law", "medicine", "sport"), 1)
-    loop.ask(engine, "train", first)
-    together = {r.silo: wire.unpack(r.payload)[0] for r in loop.ask(engine, "train", then)}
+    gather.ask(engine, "train", first)
+    together = {r.silo: wire.unpack(r.payload)[0] for r in gather.ask(engine, "train", then)}
 
     alone = place.engine(plan=replace(place.plan, keep=True))
-    loop.ask(alone, "train", first)
-    for report in loop.ask(alone, "train", then):
+    gather.ask(alone, "train", first)
+    for report in gather.ask(alone, "train", then):
         for key, x in wire.unpack(report.payload)[0].items():
             np.testing.assert_allclose(x, together[report.silo][key], rtol=5e-3, atol=2e-3)
 

@@ -179,6 +179,108 @@ def test_renyi_divergences_are_those_of_dp_accounting_and_convex_between_its_who
     assert (np.diff(ours) >= -1e-9 * ours[1:]).all()
 
 
+# Noise that is known by its Rényi divergences alone, on samples; and noise whose tail was cut.
+
+
+def curve(rate: float, rho: float, times: int = 1, kind=events.symmetric) -> dict:
+    return events.repeat(events.poisson(rate, kind(rho)), times)
+
+
+@pytest.mark.parametrize(("multiplier", "rate", "times", "delta", "said"), PEERS)
+def test_sampled_concentrated_noise_costs_at_least_what_the_gaussian_of_its_rho_does(
+    multiplier, rate, times, delta, said
+):
+    gauss = accountant.upper(steps(rate, multiplier, times), delta)
+    ours = accountant.upper(curve(rate, 0.5 / multiplier**2, times), delta)
+    whatever = accountant.upper(curve(rate, 0.5 / multiplier**2, times, events.zcdp), delta)
+    assert gauss * (1 - 1e-6) <= ours <= whatever
+    assert ours >= accountant.renyi(steps(rate, multiplier, times), delta) * (1 - 1e-6)
+
+
+def test_symmetric_noise_on_a_sample_costs_what_renyi_accounting_says_of_the_gaussian():
+    assert accountant.upper(curve(0.064, 0.5, 320), 1e-5) == pytest.approx(8.716, abs=1e-3)
+    assert accountant.renyi(steps(0.064, 1.0, 320), 1e-5) == pytest.approx(8.659, abs=1e-3)
+    assert accountant.upper(curve(0.064, 0.5, 320, events.zcdp), 1e-5) == pytest.approx(10.352, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", [events.zcdp, events.symmetric])
+def test_a_sample_of_all_costs_what_the_whole_costs_and_of_nobody_nothing(kind):
+    whole = events.repeat(events.zcdp(0.02), 30)
+    assert accountant.epsilon(curve(1.0, 0.02, 30, kind), 1e-5) == accountant.epsilon(whole, 1e-5)
+    assert accountant.upper(curve(0.0, 0.02, 30, kind), 1e-5) == 0
+    assert accountant.upper(curve(1 - 1e-9, 0.02, 30, kind), 1e-5) == pytest.approx(
+        accountant.upper(whole, 1e-5), rel=0.01
+    )
+
+
+@FEW
+@given(st.floats(0.002, 0.5), st.floats(0.01, 1.0), st.integers(1, 200), st.booleans(), st.floats(1.05, 2.0))
+def test_sampled_concentrated_noise_costs_more_with_more_of_anything(rate, rho, times, mirrored, more):
+    kind = events.symmetric if mirrored else events.zcdp
+    here = accountant.upper(curve(rate, rho, times, kind), 1e-5) * (1 - 1e-9)
+    assert accountant.upper(curve(min(1.0, rate * more), rho, times, kind), 1e-5) >= here
+    assert accountant.upper(curve(rate, rho * more, times, kind), 1e-5) >= here
+    assert accountant.upper(curve(rate, rho, math.ceil(times * more), kind), 1e-5) >= here
+    assert here <= accountant.upper(events.repeat(events.zcdp(rho), times), 1e-5)
+
+
+@pytest.mark.parametrize("std", [0.7, 1.0, 3.0])
+@pytest.mark.parametrize("rate", [0.01, 0.2, 0.7])
+def test_discrete_gaussians_on_a_sample_cost_no_more_than_their_rho_says(std, rate):
+    x = np.arange(-200, 201)
+    absent, present = -(x**2) / (2 * std**2), -((x - 1) ** 2) / (2 * std**2)
+    absent, present = absent - np.logaddexp.reduce(absent), present - np.logaddexp.reduce(present)
+    mixed = np.logaddexp(absent + math.log1p(-rate), present + math.log(rate))
+    stated = accountant._by_curve(rate, 0.5 / std**2, True)
+    for order, most in zip(accountant._ORDERS, stated, strict=True):
+        if order <= 32:
+            for p, q in ((mixed, absent), (absent, mixed)):
+                assert np.logaddexp.reduce(order * p + (1 - order) * q) / (order - 1) <= most * (1 + 1e-9)
+
+
+def test_without_a_unit_is_never_further_from_the_sample_than_the_sample_from_it():
+    """Mironov, Talwar and Zhang 2019, theorem 5, at every pair of points that a mirror swaps; r = p'(x) / p(x)."""
+    q, r, order = np.meshgrid(np.linspace(0, 1, 41), np.exp(np.linspace(-9, 9, 73)), [1.0, 1.1, 2.0, 7.5, 60.0])
+    here, there = 1 - q + q * r, 1 - q + q / r
+    gain = here**order + r * there**order
+    loss = here ** (1 - order) + r * there ** (1 - order)
+    assert (gain >= loss * (1 - 1e-12)).all()
+
+
+def test_a_group_on_a_sample_is_there_when_one_of_it_is():
+    one, two = curve(0.01, 0.1, 50), accountant.group(curve(0.01, 0.1, 50), 2, 1e-5)
+    assert accountant.group(one, 1, 1e-5) >= accountant.upper(one, 1e-5)
+    assert two == pytest.approx(accountant.upper(curve(1 - 0.99**2, 0.4, 50, events.zcdp), 1e-5), rel=1e-9)
+
+
+def test_the_chance_of_a_cut_tail_is_paid_for_in_delta():
+    noise = events.repeat(events.zcdp(0.005), 20)
+    cut = events.together(noise, events.cut(1e-7))
+    free, paid = (accountant.upper(event, 1e-5) for event in (noise, cut))
+    assert free < paid < 1.1 * free
+    assert accountant.delta(noise, paid) + (1 + math.exp(paid)) * 1e-7 <= 1e-5
+    assert accountant.delta(cut, 1.0) == pytest.approx(accountant.delta(noise, 1.0) + (1 + math.e) * 1e-7)
+    assert accountant.epsilon(cut, 1e-5).rdp == paid
+    many = events.together(noise, events.repeat(events.cut(1e-9), 100))
+    assert accountant.upper(many, 1e-5) == pytest.approx(paid, rel=1e-9)
+    little = events.together(noise, events.cut(1e-8))
+    assert accountant.group(little, 2, 1e-5) > accountant.group(noise, 2, 1e-5)
+
+
+def test_a_cut_that_takes_all_of_delta_is_refused():
+    for chance, rho in ((1e-5, 0.01), (1e-9, 20.0), (2.0**-100, 1e4)):
+        with pytest.raises(GuaranteeError, match="a finite epsilon"):
+            accountant.upper(events.together(events.zcdp(rho), events.cut(chance)), 1e-5)
+
+
+def test_noise_that_will_be_cut_can_be_calibrated():
+    def event(z: float) -> dict:
+        return events.together(events.repeat(events.zcdp(0.5 / z**2), 10), events.cut(2.0**-100))
+
+    z = accountant.calibrate(event, 2.0, 1e-5)
+    assert 1.99 < accountant.upper(event(z), 1e-5) <= 2.0
+
+
 # Groups.
 
 
@@ -345,4 +447,4 @@ def test_a_delta_too_small_for_loss_distributions_is_told_by_renyi():
 
 def test_what_sampling_cannot_amplify_is_refused():
     with pytest.raises(GuaranteeError, match="a Poisson sample of Gaussians"):
-        accountant.epsilon(events.poisson(0.1, events.zcdp(0.1)), 1e-5)
+        accountant.epsilon(events.poisson(0.1, events.together(events.zcdp(0.1), events.gaussian(1.0))), 1e-5)

@@ -20,6 +20,8 @@ rates = st.floats(0, 1)
 simple = st.one_of(
     st.builds(events.gaussian, multipliers),
     st.builds(events.zcdp, st.floats(0, 10)),
+    st.builds(events.symmetric, st.floats(0, 10)),
+    st.builds(events.cut, rates),
     st.builds(events.none, st.text(max_size=5)),
     st.builds(lambda z, q: events.mixture(z, [0.0, 1.0], [1 - q, q]), multipliers, rates),
 )
@@ -58,6 +60,8 @@ def test_the_examples_in_the_docstrings_are_true():
         (lambda: events.repeat(events.gaussian(1), -1), "times to be a whole number >= 0"),
         (lambda: events.repeat(events.gaussian(1), 2.0), "times to be a whole number >= 0"),
         (lambda: events.zcdp(-1), "rho >= 0"),
+        (lambda: events.symmetric(-1), "rho >= 0"),
+        (lambda: events.cut(1.5), "chance from 0 to 1"),
         (lambda: events.mixture(1, [0, 1], [0.5, 0.6]), "probabilities that sum to 1"),
         (lambda: events.mixture(1, [0, -1], [0.5, 0.5]), "sensitivities >= 0"),
         (lambda: events.mixture(1, [], []), "as many sensitivities"),

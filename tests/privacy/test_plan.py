@@ -143,7 +143,7 @@ def test_shares_of_any_silos_up_to_the_minimum_add_up_to_the_whole_noise():
     for silo in range(4):
         tensors = {("delta", "w"): np.full(20_000, 1e-4 * (silo + 1), np.float32)}
         task = Task(0, "m", params, (), 0)
-        noised = chain(*plan.stages()).encode(Update(tensors), task)
+        noised = chain(*plan.stages()).encode(Update(tensors, silo=f"s{silo}"), task)
         total = total + noised.tensors["delta", "w"] - tensors["delta", "w"]
     assert np.std(total) == pytest.approx(2.0 * 1.0, rel=0.03)
 
@@ -151,8 +151,11 @@ def test_shares_of_any_silos_up_to_the_minimum_add_up_to_the_whole_noise():
 def test_noise_that_silos_add_differs_from_silo_to_silo_even_when_simulated():
     stage = make_plan(replace(SILO, placement="silo"), SOURCE).stages()[-1]
     task = Task(0, "m", {"w": np.zeros(50)}, (), 0)
-    a, b = (stage.encode(Update({("delta", "w"): np.full(50, x)}), task).tensors["delta", "w"] - x for x in (0.0, 0.1))
+    same = {("delta", "w"): np.zeros(50)}
+    a, b = (stage.encode(Update(same, silo=name), task).tensors["delta", "w"] for name in "ab")
     assert not np.allclose(a, b)
+    with pytest.raises(ValueError, match="whose it is"):
+        stage.encode(Update(same), task)
 
 
 # ---- bare noise, and what is refused ----

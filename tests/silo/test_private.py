@@ -10,12 +10,16 @@ import torch
 
 from foedus.audit.checks import contributions, only
 from foedus.build import build
+from foedus.errors import GuaranteeError
 from foedus.privacy.noise import SimulatedSource, SystemSource
+from foedus.privacy.plan import PrivacyPlan, Terms, make_plan
 from foedus.silo.private import PrivateGradients, in_passes
 from foedus.silo.shard import Units
-from foedus.silo.train import train
+from foedus.silo.train import LocalPlan, train
+from foedus.stages import chain
 from foedus.treaty import from_dict
-from foedus.types import Task
+from foedus.tree import as_part
+from foedus.types import Task, Update
 
 from ..conftest import rows
 
@@ -168,6 +172,106 @@ def test_a_loss_that_is_not_finite_is_nobodys_business(p, monkeypatch):
     right = Bench.clipped
     monkeypatch.setattr(Bench, "clipped", lambda *a: replace(right(*a), losses=torch.tensor([float("nan")])))
     train(p.bench, task_of(p), [p.silos["s0"]], p.plan, [{}])
+
+
+# ---- shares of noise: one exact step, whose noise the stages add ----
+
+LR, DIVISOR = 0.5, 6.0
+
+
+def shared(p, **changes) -> tuple[PrivacyPlan, LocalPlan]:
+    """A plan whose noise is added to whole updates, in shares, and the silo's side of it."""
+    terms = Terms(
+        "author", 1e-5, 3, noise_multiplier=1.0, max_norm=0.01, divisor=DIVISOR, rows=100, lr=LR, silos=4, expected=4,
+        placement="shared", minimum=3, colluding=1, parties=4, discrete=True, word=32,
+    )  # fmt: skip
+    plan = make_plan(replace(terms, **changes), SimulatedSource(1))
+    steps = plan.steps_at_silos(list(p.bench.start()))
+    return plan, replace(p.plan, lr=LR, steps=1, optimizer="sgd", privacy=steps)
+
+
+@pytest.fixture(scope="module")
+def authors():
+    return place(privacy={"unit": "author", "rows": 50})
+
+
+def moved(p, plan, silo) -> dict[str, np.ndarray]:
+    (trained,) = train(p.bench, task_of(p), [silo], plan, [{}])
+    return {name: trained.params[name] - x for name, x in p.bench.start().items()}
+
+
+def flat(arrays) -> np.ndarray:
+    return np.concatenate([x.ravel() for x in arrays.values()])
+
+
+def test_a_step_under_shares_has_no_noise_of_its_own_and_the_stages_have_all_of_it(authors):
+    p = authors
+    made, plan = shared(p)
+    silo = replace(p.silos["s0"], units=only(p.silos["s0"].units, []))
+    nothing = moved(p, plan, silo)
+    assert not flat(nothing).any()
+    update = Update(as_part("delta", nothing), silo="s0")
+    task = task_of(p)
+    left = chain(*made.stages()).encode(update, task).tensors
+    noise = made.stages()[-1]
+    assert np.std(flat(left)) * noise.step == pytest.approx(noise.std(task), rel=0.05)
+    assert noise.std(task) * 2**0.5 == pytest.approx(LR * 0.01 / DIVISOR, rel=1e-3)  # two shares make it whole
+
+
+def test_one_author_moves_an_update_by_the_learning_rate_times_the_norm_over_the_batch_at_most(authors):
+    p, (made, plan) = authors, shared(authors)
+    silo, units, most = p.silos["s0"], list(range(7)), made.terms.unit_norm
+    whole = flat(moved(p, plan, replace(silo, units=only(silo.units, units))))
+    for gone in units:
+        rest = only(silo.units, [u for u in units if u != gone])
+        apart = np.linalg.norm(whole - flat(moved(p, plan, replace(silo, units=rest))))
+        assert apart <= most * (1 + 1e-4)
+        assert apart == pytest.approx(most, rel=1e-2)  # each is clipped, so each adds exactly the norm
+    assert np.linalg.norm(whole) > 1.5 * most
+
+
+def test_what_leaves_the_stages_differs_by_one_author_and_by_what_rounding_adds(authors):
+    p, (made, plan) = authors, shared(authors)
+    silo, task, grid = p.silos["s0"], task_of(p), made.stages()[0]
+    bound = grid.bound(made.terms.unit_norm, task)
+    both = [
+        flat(grid.encode(Update(as_part("delta", moved(p, plan, replace(silo, units=only(silo.units, some))))), task)
+             .tensors)
+        for some in (range(7), range(6))
+    ]  # fmt: skip
+    assert 0.9 * made.terms.unit_norm < np.linalg.norm(both[0] - both[1]) * grid.step <= bound
+
+
+def test_an_update_under_shares_is_minus_the_learning_rate_times_the_gradient_to_the_last_step_of_the_grid(authors):
+    p, (made, plan) = authors, shared(authors)
+    leaves = p.bench.leaves([p.bench.start()])
+    (released,), _, _ = PrivateGradients(p.bench, task_of(p), [p.silos["s0"]], plan, [{}]).released(leaves, 0)
+    update = moved(p, plan, p.silos["s0"])
+    assert np.abs(flat(update) + LR * flat(released)).max() < 1e-3 * made.stages()[-1].step
+    assert flat(update).any()
+
+
+def test_nothing_beside_the_delta_leaves_where_noise_covers_units_one_by_one(authors):
+    made, plan = shared(authors)
+    with_loss = Update(as_part("delta", authors.bench.start()) | {("metric", "loss"): np.array([3.0])}, silo="s0")
+    with pytest.raises(GuaranteeError, match="metric"):
+        chain(*made.stages()).encode(with_loss, task_of(authors))
+
+
+@pytest.mark.parametrize("wrong", [
+    {"optimizer": "adamw"}, {"momentum": 0.9}, {"weight_decay": 0.1}, {"max_grad_norm": 1.0}, {"steps": 2},
+    {"schedule": "cosine"}, {"warmup": 1}, {"lr": 0.6},
+])  # fmt: skip
+def test_whatever_is_not_one_step_of_plain_sgd_is_refused_under_shares(authors, wrong):
+    _, plan = shared(authors)
+    with pytest.raises(GuaranteeError, match=f"plain SGD.*{next(iter(wrong))}"):
+        replace(plan, **wrong)
+
+
+def test_units_are_drawn_by_secret_coins_under_shares_too(authors):
+    _, plan = shared(authors, rate=0.3)
+    real = replace(plan, privacy=replace(plan.privacy, source=SystemSource()))
+    assert len({flat(moved(authors, real, authors.silos["s0"])).tobytes() for _ in range(5)}) > 1
 
 
 def test_units_go_through_whole():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from foedus.privacy.noise import SimulatedSource
 from foedus.stages import chain
 from foedus.stages.clip import NORM, WITHIN, Clip
 from foedus.stages.grid import Grid
-from foedus.stages.noise import AddNoise
+from foedus.stages.noise import AddNoise, Tail
 from foedus.tree import norm
 from foedus.types import Task, Total, Update
 
@@ -92,14 +93,68 @@ def test_a_grid_refuses_to_overflow():
         Grid(1e-30).encode(update(1.0), task())
 
 
+COINS = Grid(0.01, scalars=0.5, stochastic=True)
+
+
+def test_coins_round_up_as_often_as_the_fraction_says():
+    x = np.linspace(-0.03, 0.03, 12).astype(np.float32)
+    silos = [Update({("delta", "w"): x}, silo=f"s{i}") for i in range(4000)]
+    rounded = np.mean([COINS.encode(u, task()).tensors["delta", "w"] for u in silos], axis=0)
+    assert np.abs(rounded * 0.01 - x).max() < 5 * 0.005 / math.sqrt(4000)
+
+
+def test_the_coins_of_rounding_are_public_and_each_silos_own():
+    a = replace(update(0.1), silo="a")
+    left, again, other = (COINS.encode(u, task()).tensors for u in (a, a, replace(a, silo="b")))
+    assert all(np.array_equal(left[k], again[k]) for k in left)
+    assert any(not np.array_equal(left[k], other[k]) for k in left)
+
+
+def test_what_lies_on_the_grid_already_is_left_there_and_comes_back_exactly():
+    points = {("delta", "w"): np.arange(-5, 5) * 0.25, ("weight", "sum"): np.array([1.5])}
+    for grid in (Grid(0.25, scalars=0.5), Grid(0.25, scalars=0.5, stochastic=True)):
+        left = grid.encode(Update(points, silo="a"), task()).tensors
+        assert left["weight", "sum"] == [3]
+        back = grid.decode(Total(left, 1.0, 1), task()).tensors
+        assert all(np.array_equal(back[k], x) for k, x in points.items())
+
+
+@pytest.mark.parametrize("grid", [Grid(0.01), COINS, Grid(0.01, rounded=2)], ids=["nearest", "coins", "both rounded"])
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_rounding_lengthens_by_no_more_than_the_bound_says(grid, seed):
+    random = np.random.default_rng(seed)
+    one = {("delta", k): random.uniform(-0.02, 0.02, x.shape) for k, x in PARAMS.items()}
+    near = {k: x + random.uniform(-1e-3, 1e-3, x.shape) for k, x in one.items()}
+    left, beside = (grid.encode(Update(t, silo="a"), task()).tensors for t in (one, near))
+    if grid.rounded == 1:
+        assert norm(left) * grid.step <= grid.bound(norm(one), task())
+    else:
+        apart = {k: left[k] - beside[k] for k in left}
+        assert norm(apart) * grid.step <= grid.bound(norm({k: one[k] - near[k] for k in one}), task())
+
+
+def test_coins_can_round_by_twice_as_much_as_the_nearest_point_is_away():
+    assert Grid(0.01, stochastic=True).bound(0.0, task()) == 2 * Grid(0.01).bound(0.0, task())
+
+
+def test_a_cut_brings_no_two_updates_further_apart_and_ends_every_number():
+    grid = Grid(0.01, most=7)
+    far = {("delta", "w"): np.array([0.0, 0.069, 0.071, 0.2, -math.inf, 1e30])}
+    assert list(grid.encode(Update(far), task()).tensors["delta", "w"]) == [0, 7, 7, 7, -7, 7]
+    with pytest.raises(ValueError, match="coordinates"):
+        grid.encode(Update({("delta", "w"): np.array([math.nan])}), task())
+
+
 def test_noise_needs_a_clip_before_it():
     with pytest.raises(ValueError, match="a clip before the noise"):
-        AddNoise(chain(), (1.0,), SimulatedSource(0)).encode(update(1.0), task())
+        AddNoise(chain(), (1.0,), SimulatedSource(0)).encode(replace(update(1.0), silo="a"), task())
 
 
 @pytest.mark.parametrize("make", [
     lambda: Clip(0.0), lambda: Clip(math.inf), lambda: Clip(1.0, 1.5, bit=0.5), lambda: Clip(1.0, 0.5),
-    lambda: Grid(0.0),
+    lambda: Grid(0.0), lambda: Grid(1.0, scalars=-1.0), lambda: Grid(1.0, most=0), lambda: Grid(1.0, rounded=3),
+    lambda: AddNoise(chain(), (1.0,), SimulatedSource(0), tail=Tail(1.0, 9)),
     lambda: AddNoise(chain(), (0.0,), SimulatedSource(0)),
     lambda: AddNoise(chain(), (1.0,), SimulatedSource(0), 0),
 ])  # fmt: skip

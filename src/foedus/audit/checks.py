@@ -55,7 +55,7 @@ def check_steps(bench: Bench, task: Task, silo: Silo, plan: LocalPlan) -> list[C
     """All checks of one silo's private steps, at the parameters of `task`; some of its units must have targets."""
     assert plan.privacy is not None
     return [
-        *_noise(bench, task, silo, plan),
+        *(_noise(bench, task, silo, plan) if plan.privacy.lr is None else []),  # else it is that of the stages
         *_sampling(plan.privacy, silo, task.round),
         *_units(bench, task, silo, plan),
     ]

@@ -89,11 +89,24 @@ def attack(
     reads the gradient of embeddings or of the head; "dlg" and "tag" optimise. `optimiser`: for those two. `seed`: of
     the noise and of the attack's own draws; nothing of it is sent to anybody.
     """
-    tokens = [_inputs(encoded, row) for row in [*rows, *others]]
     each = gradients(bench, params, encoded, [*rows, *others])
     message = sent(each, defence, np.random.default_rng([seed, 0]))
     name = f"{defence.name}, sum with {len(others)} more rows" if others else defence.name
-    return _judged(bench, params, message, tokens, len(rows), name, kind, optimiser, seed)
+    return attack_on(
+        bench, params, message, encoded, rows, defence=name, kind=kind, others=others, optimiser=optimiser, seed=seed
+    )
+
+
+def attack_on(
+    bench: Bench, params: Params, message: Params, encoded: Encoded, rows: Sequence[int], *, defence: str,
+    kind: Kind = "span", others: Sequence[int] = (), optimiser: Optimiser | None = None, seed: int = 0,
+) -> Recovery:  # fmt: skip
+    """Attacks a `message` that was seen, read as a mean gradient at `params`, for `rows`; see `attack`.
+
+    `defence`: what was done to it, in words.
+    """
+    tokens = [_inputs(encoded, row) for row in [*rows, *others]]
+    return _judged(bench, params, message, tokens, len(rows), defence, kind, optimiser, seed)
 
 
 def survey(

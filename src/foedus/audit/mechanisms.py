@@ -51,7 +51,7 @@ def rounds_of(plan: PrivacyPlan, shapes: Shapes, count: int) -> list[Round]:
     """
     names = list(shapes)
     steps = plan.steps_at_silos(names)
-    if steps is None:
+    if steps is None or steps.lr is not None:
         return _of_whole_silos(plan, shapes)
     if steps.factors is not None or steps.bare_std is not None:
         return []
@@ -91,7 +91,7 @@ def proves(plan: PrivacyPlan) -> bool:
     """Whether canaries in `rounds_of` are units of the plan: not in one of several shares of noise, nor where noise is
     correlated."""
     t = plan.terms
-    return t.bands == 1 and (t.local or t.placement != "shared")
+    return t.bands == 1 and t.placement != "shared"
 
 
 # ---- one run of many rounds ----
@@ -154,16 +154,16 @@ def _of_whole_silos(plan: PrivacyPlan, shapes: Shapes) -> list[Round]:
 
 
 def _own(plan: PrivacyPlan, stage: AddNoise, shapes: Shapes, round: int) -> Round:
-    """One silo's own noise, or its share."""
-    task = _task(shapes, round, plan)
-    std = stage.multipliers[round] * stage.after.bound(math.inf, task) / math.sqrt(stage.shares)
-    unit = stage.step or 1.0
+    """One silo's own noise, or its share; in the units of a clipped gradient where the unit is inside silos."""
+    t, task, unit = plan.terms, _task(shapes, round, plan), stage.step or 1.0
+    scale = t.lr / t.divisor if t.local else 1.0
 
     def step(total: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        tensors = {("delta", name): x / unit for name, x in _apart(total, shapes).items()}
-        return _flat(stage.encode(Update(tensors), task).tensors.values()) * unit
+        tensors = {("delta", name): x * scale / unit for name, x in _apart(total, shapes).items()}
+        return _flat(stage.encode(Update(tensors, silo="audit"), task).tensors.values()) * unit / scale / t.divisor
 
-    return Round(_tensors(plan, shapes, std, stage.step), step)
+    grid = stage.step / scale if stage.step else None
+    return Round(_tensors(plan, shapes, stage.std(task) / scale, grid), step)
 
 
 def _of_server(plan: PrivacyPlan, shapes: Shapes) -> list[Round]:

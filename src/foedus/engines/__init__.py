@@ -2,5 +2,6 @@
 
 from .base import Ask, Engine
 from .in_process import InProcess
+from .processes import Processes
 
-__all__ = ["Ask", "Engine", "InProcess"]
+__all__ = ["Ask", "Engine", "InProcess", "Processes"]

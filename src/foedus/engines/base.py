@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..types import Report
+from ..types import Report, Tree
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Ask:
 
 
 class Engine(Protocol):
-    """`ask` yields one report for every ask, in any order; a silo that failed answers with `receipt.failure`."""
+    """`ask` yields one report for every ask, in any order; a silo that failed answers with `receipt.failure`.
 
+    `memory`: what silos keep to themselves, of those that live in this process.
+    """
+
+    @property
+    def memory(self) -> dict[str, Tree]: ...
     def ask(self, asks: Sequence[Ask]) -> Iterator[Report]: ...

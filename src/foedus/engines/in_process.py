@@ -26,7 +26,7 @@ class InProcess:
 
     def ask(self, asks: Sequence[Ask]) -> Iterator[Report]:
         for group in self._groups(asks):
-            yield from self._train(group) if group[0].kind == "train" else self._evaluate(group[0])
+            yield from self._train(group) if group[0].kind == "train" else [self._answer(group[0])]
 
     def _groups(self, asks: Sequence[Ask]) -> Iterator[list[Ask]]:
         """Neighbouring asks that can be answered side by side."""
@@ -55,7 +55,8 @@ class InProcess:
     def _train(self, group: Sequence[Ask]) -> Iterator[Report]:
         silos = [self.silos[ask.silo] for ask in group]
         try:
-            answers = self.handler.train(group[0].payload, silos, [self.memory.get(silo.name, {}) for silo in silos])
+            memories, mails = [self.memory.get(silo.name, {}) for silo in silos], [ask.mail for ask in group]
+            answers = self.handler.train(group[0].payload, silos, memories, mails)
         except SiloError as error:
             if len(group) > 1:  # find out who it was, and keep the others
                 for ask in group:
@@ -67,8 +68,10 @@ class InProcess:
             self.memory[report.silo] = memory
             yield report
 
-    def _evaluate(self, ask: Ask) -> Iterator[Report]:
+    def _answer(self, ask: Ask) -> Report:
         try:
-            yield self.handler.evaluate(ask.payload, self.silos[ask.silo], ask.split)
+            if ask.kind == "evaluate":
+                return self.handler.evaluate(ask.payload, self.silos[ask.silo], ask.split, ask.mail)
+            return self.handler.answer(ask.kind, ask.silo, ask.mail)
         except SiloError as error:
-            yield failed(ask.silo, wire.unpack_task(ask.payload).round, error)
+            return failed(ask.silo, wire.unpack_task(ask.payload).round if ask.payload else 0, error)

@@ -1,15 +1,15 @@
 """What has been released is kept before it is used, so that a crash never makes anybody release it again with fresh
 noise.
 
-`SiloCustody` is for noise that silos add: the charge goes to the silo's budget, the report to the silo's out-tray.
-`KeptMechanism` is for noise that the server adds. A release that was cut off before it was kept has left nobody's
-memory.
+`Tray` is a silo's memory of what it gave, before any mask; `SiloCustody` adds the charge to the silo's budget, where
+silos add noise, and `Accounted` has written the same charge into the run's ledger by then. `KeptMechanism` is for noise
+that the server adds. A release that was cut off before it was kept has left nobody's memory.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from urllib.parse import quote
 import numpy as np
 
 from .. import wire
+from ..engines.base import Ask, Engine
 from ..errors import GuaranteeError
 from ..privacy.mechanisms import Mechanism, rounds_done
 from ..types import Receipt, Release, Report, Total, Tree
@@ -30,12 +31,54 @@ PAYLOAD = ("payload", "bytes")
 
 
 @dataclass(frozen=True)
-class SiloCustody:
-    """Budgets and out-trays of the silos of one treaty, whose rounds cost `events` and which costs `whole` in all.
+class Tray:
+    """What each silo gave last, with a file for each held-out split beside that for training; `every`: of all rounds.
 
-    `ledger`: the run's, in which a round's cost stands before any silo pays it: a run that is cut off never states
-    less than what may have left a silo.
+    It holds updates before they were masked, so it lies with the silo, and nobody else may read it.
     """
+
+    folder: Path
+    every: bool = False
+
+    def charge(self, silo: str, round: int) -> None:
+        """Nothing is to be paid."""
+
+    def kept(self, silo: str, task: str, split: str = "") -> tuple[Report, Tree] | None:
+        for path in self.folder.glob(f"{_name(silo, split)}.*safetensors"):
+            tree, meta = wire.unpack(path.read_bytes())
+            if meta["task"] == task:
+                memory = {key: x for key, x in tree.items() if key != PAYLOAD}
+                receipt = Receipt(**json.loads(meta["receipt"]))
+                return Report(silo, receipt.round, tree[PAYLOAD].tobytes(), receipt), memory
+        return None
+
+    def keep(self, task: str, report: Report, memory: Tree, split: str = "") -> None:
+        tree = {**memory, PAYLOAD: np.frombuffer(report.payload, np.uint8)}
+        meta = {"task": task, "receipt": wire.canonical(asdict(report.receipt)).decode()}
+        write_whole(self.path(report.silo, report.round, split), wire.pack(tree, meta))
+
+    def memory(self, silo: str) -> Tree:
+        """What the silo kept for its next round, as it was after the last one that it gave."""
+        found = [wire.unpack(path.read_bytes()) for path in self.folder.glob(f"{_name(silo, '')}.*safetensors")]
+        rounds = [json.loads(meta["receipt"])["round"] for _, meta in found]
+        if not rounds:
+            return {}
+        tree, _ = found[rounds.index(max(rounds))]
+        return {key: x for key, x in tree.items() if key != PAYLOAD}
+
+    def path(self, silo: str, round: int, split: str = "") -> Path:
+        """Where the answer of a round lies."""
+        return self.folder / f"{_name(silo, split)}.{f'{round}.' if self.every else ''}safetensors"
+
+
+def _name(silo: str, split: str) -> str:
+    """No two silos and splits have names of which one continues the other."""
+    return quote(silo, safe="").replace(".", "%2E") + "." + (split or "train")
+
+
+@dataclass(frozen=True)
+class SiloCustody:
+    """Budgets and out-trays of the silos of one treaty, whose rounds cost `events` and which costs `whole` in all."""
 
     budgets: Path
     tray: Path
@@ -43,7 +86,7 @@ class SiloCustody:
     unit: str
     events: Sequence[Event]
     whole: Event
-    ledger: Ledger | None = None
+    every: bool = False
     _open: dict[str, Budget] = field(default_factory=dict, repr=False)
 
     def reserve(self, silos: Sequence[str]) -> None:
@@ -55,35 +98,49 @@ class SiloCustody:
         if not 0 <= round < len(self.events):
             do = "Whoever asks for more rounds than were agreed must propose a new treaty."
             raise GuaranteeError(f"one of the {len(self.events)} rounds that were agreed", f"round {round + 1}", do)
-        if self.ledger is not None:
-            body = {"round": round + 1, "event": dict(self.events[round])}
-            self.ledger.once("charge", body, same=("round",))
         self._budget(silo).charge(self.treaty, self.unit, round, self.events[round])
 
-    def kept(self, silo: str, task: str) -> tuple[Report, Tree] | None:
-        path = self._path(silo)
-        if not path.exists():
-            return None
-        tree, meta = wire.unpack(path.read_bytes())
-        if meta["task"] != task:
-            return None
-        memory = {key: x for key, x in tree.items() if key != PAYLOAD}
-        receipt = Receipt(**json.loads(meta["receipt"]))
-        return Report(silo, receipt.round, tree[PAYLOAD].tobytes(), receipt), memory
+    def kept(self, silo: str, task: str, split: str = "") -> tuple[Report, Tree] | None:
+        return self._tray.kept(silo, task, split)
 
-    def keep(self, task: str, report: Report, memory: Tree) -> None:
-        tree = {**memory, PAYLOAD: np.frombuffer(report.payload, np.uint8)}
-        meta = {"task": task, "receipt": wire.canonical(asdict(report.receipt)).decode()}
-        write_whole(self._path(report.silo), wire.pack(tree, meta))
-        self._budget(report.silo).released(self.treaty, report.round)
+    def keep(self, task: str, report: Report, memory: Tree, split: str = "") -> None:
+        self._tray.keep(task, report, memory, split)
+        if not split:
+            self._budget(report.silo).released(self.treaty, report.round)
+
+    def memory(self, silo: str) -> Tree:
+        return self._tray.memory(silo)
+
+    @property
+    def _tray(self) -> Tray:
+        return Tray(self.tray, self.every)
 
     def _budget(self, silo: str) -> Budget:
         if silo not in self._open:
             self._open[silo] = Budget(self.budgets, silo)
         return self._open[silo]
 
-    def _path(self, silo: str) -> Path:
-        return self.tray / f"{quote(silo, safe='')}.safetensors"
+
+@dataclass(frozen=True)
+class Accounted:
+    """An engine whose rounds stand in the run's ledger, with what they cost, before any silo is asked to train: a run
+    that is cut off never states less than what may have left a silo.
+    """
+
+    engine: Engine
+    ledger: Ledger
+    events: Sequence[Event]
+
+    @property
+    def memory(self) -> dict[str, Tree]:
+        return self.engine.memory
+
+    def ask(self, asks: Sequence[Ask]) -> Iterator[Report]:
+        for task in {ask.payload for ask in asks if ask.kind == "train"}:
+            round = wire.unpack_task(task).round
+            body = {"round": round + 1, "event": dict(self.events[round])}
+            self.ledger.once("charge", body, same=("round",))
+        yield from self.engine.ask(asks)
 
 
 @dataclass(frozen=True)

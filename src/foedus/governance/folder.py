@@ -34,7 +34,7 @@ class RunFolder:
     """One run's folder on disk. Use `create` or `open`, and hold `lock()` while the run goes on."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._locked = path, False
 
     @classmethod
     def create(cls, path: Path, treaty: str, origin: Path | None = None) -> RunFolder:
@@ -78,7 +78,12 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes from running this folder; released by the system when the process dies."""
+        """Keeps other processes from running this folder; released by the system when the process dies. Who has it
+        may take it again.
+        """
+        if self._locked:
+            yield
+            return
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,7 +94,11 @@ class RunFolder:
                     "Wait until it ends, or stop it, and resume then.",
                     where=str(self.path),
                 ) from None
-            yield
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
 
     def write(self, name: str, blob: bytes) -> Path:
         """Writes a file whole or not at all, durably. Raises `RunError` when the disk does not take it."""

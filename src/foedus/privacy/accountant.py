@@ -15,14 +15,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
 
 from ..errors import GuaranteeError
-from .events import Event, check, gaussian, mixture, none, repeat, together, zcdp
+from .events import Event, check, gaussian, mixture, none, poisson, repeat, symmetric, together, zcdp
+from .events import cut as cut_off
 
 FINEST, COARSEST = 1e-6, 1e-3  # steps of privacy loss between which the accountant chooses
 POINTS = 250_000  # that one distribution may have
@@ -43,28 +44,37 @@ class Epsilon:
 
 
 _Mixture = tuple[float, tuple[float, ...], tuple[float, ...]]  # multiplier, lengths rising to 1, their chances
+_Curve = tuple[float, float, bool]  # rate of a Poisson sample, ρ of the release on it, whether by symmetric noise
 
 
 @dataclass(frozen=True)
 class _Bill:
     """An event, sorted. `precision`: Σ 1/z² of all Gaussians without sampling; `sampled`: the others and their counts.
 
-    `rho`: of all zCDP parts together. `unbounded`: something in it has no guarantee.
+    `rho`: of all zCDP parts without sampling together; `curves`: the sampled ones. `cut`: the chance that all this does
+    not describe what happened. `unbounded`: something in it has no guarantee.
     """
 
     precision: float = 0.0
     rho: float = 0.0
     sampled: tuple[tuple[_Mixture, int], ...] = ()
+    curves: tuple[tuple[_Curve, int], ...] = ()
+    cut: float = 0.0
     unbounded: bool = False
 
     @property
     def free(self) -> bool:
-        return not (self.unbounded or self.precision or self.rho or self.sampled)
+        return not (self.unbounded or self.precision or self.sampled or self.concentrated)
 
     @property
     def exact(self) -> bool:
         """Whether it is one Gaussian and nothing else, for which ε has a closed form."""
-        return bool(self.precision) and not (self.unbounded or self.rho or self.sampled)
+        return bool(self.precision) and not (self.unbounded or self.sampled or self.concentrated)
+
+    @property
+    def concentrated(self) -> bool:
+        """Whether some of it is known by its Rényi divergences alone."""
+        return bool(self.rho or self.curves)
 
 
 def epsilon(event: Event, delta: float) -> Epsilon:
@@ -74,7 +84,7 @@ def epsilon(event: Event, delta: float) -> Epsilon:
     4.377
     """
     bill = _bill(event)
-    return Epsilon(_lower(bill, _chance(delta)), _upper(bill, delta), _renyi(bill, delta))
+    return Epsilon(_lower(bill, _chance(delta)), _upper(bill, delta), _reserved(_renyi, bill, delta))
 
 
 def upper(event: Event, delta: float) -> float:
@@ -84,7 +94,7 @@ def upper(event: Event, delta: float) -> float:
 
 def renyi(event: Event, delta: float) -> float:
     """Only what Rényi accounting says: `epsilon(event, delta).rdp`, without the work for the other two."""
-    return _renyi(_bill(event), _chance(delta))
+    return _reserved(_renyi, _bill(event), _chance(delta))
 
 
 def delta(event: Event, epsilon: float) -> float:
@@ -126,6 +136,11 @@ def grouped(event: Event, size: int) -> dict[str, Any]:
     parts: list[Event] = [none()] if bill.unbounded else []
     parts += [gaussian(bill.precision**-0.5 / size)] if bill.precision else []
     parts += [zcdp(bill.rho * size**2)] if bill.rho else []
+    parts += [cut_off(bill.cut)] if bill.cut else []
+    parts += [  # in the sample when one of them is, and then at worst all of them are
+        repeat(poisson(-math.expm1(size * math.log1p(-rate)), zcdp(rho * size**2)), times)
+        for (rate, rho, _), times in bill.curves
+    ]
     parts += [repeat(_mixture_event(_crowd(part, size)), times) for part, times in bill.sampled]
     return together(*parts)
 
@@ -167,24 +182,32 @@ def reconstruction_bound(event: Event, prior: float) -> float:
 def _bill(event: Event) -> _Bill:
     """An event, sorted. Gaussians without sampling become one (their precisions add); equal samples are counted."""
     sampled: Counter[_Mixture] = Counter()
-    precision = rho = 0.0
+    curves: Counter[_Curve] = Counter()
+    precision = rho = cut = 0.0
     unbounded = False
     for leaf, times in _leaves(check(event), 1):
         match leaf["mechanism"]:
             case "gaussian":
                 precision += times * leaf["multiplier"] ** -2
-            case "zcdp":
+            case "zcdp" | "symmetric":
                 rho += times * leaf["rho"]
+            case "poisson":
+                curves[leaf["rate"], leaf["of"]["rho"], leaf["of"]["mechanism"] == "symmetric"] += times
+            case "cut":
+                cut += times * leaf["chance"]
             case "none":
                 unbounded = True
             case _:
                 sampled[_merged(leaf["multiplier"], leaf["sensitivities"], leaf["probabilities"])] += times
     kept = tuple(sorted((part, times) for part, times in sampled.items() if any(part[1])))
-    return _Bill(precision, rho, kept, unbounded)
+    known = tuple(sorted((curve, times) for curve, times in curves.items() if curve[1]))
+    return _Bill(precision, rho, kept, known, min(1.0, cut), unbounded)
 
 
 def _leaves(event: Event, times: int) -> Iterator[tuple[Event, int]]:
-    """Gaussians, mixtures, zCDP and none, each with how often it happens; whatever happens never is left out."""
+    """Gaussians, mixtures, zCDP (sampled or not), cut and none, each with how often it happens; whatever happens never
+    is left out.
+    """
     if times == 0:
         return
     match event["mechanism"]:
@@ -200,13 +223,16 @@ def _leaves(event: Event, times: int) -> Iterator[tuple[Event, int]]:
 
 
 def _sampled(rate: float, of: Event) -> Iterator[tuple[Event, int]]:
-    """The leaves of `of` on a Poisson sample. Several Gaussians on one and the same sample are one Gaussian."""
+    """The leaves of `of` on a Poisson sample. Several Gaussians on one and the same sample are one, and so is zCDP."""
     leaves = [] if rate == 0 else list(_leaves(of, 1))
     if rate == 1 or len(leaves) == 0:
         yield from leaves
     elif all(leaf["mechanism"] == "gaussian" for leaf, _ in leaves):
         precision = math.fsum(count * leaf["multiplier"] ** -2 for leaf, count in leaves)
         yield mixture(precision**-0.5, [0.0, 1.0], [1 - rate, rate]), 1
+    elif all(leaf["mechanism"] in ("zcdp", "symmetric") for leaf, _ in leaves):
+        known = symmetric if all(leaf["mechanism"] == "symmetric" for leaf, _ in leaves) else zcdp
+        yield poisson(rate, known(math.fsum(count * leaf["rho"] for leaf, count in leaves))), 1
     elif any(leaf["mechanism"] == "none" for leaf, _ in leaves):
         yield none(), 1
     elif len(leaves) == 1 and leaves[0][1] == 1 and leaves[0][0]["mechanism"] == "mixture":
@@ -215,7 +241,7 @@ def _sampled(rate: float, of: Event) -> Iterator[tuple[Event, int]]:
         yield mixture(leaf["multiplier"], [0.0, *leaf["sensitivities"]], chances), 1
     else:
         raise _refused(
-            "a Poisson sample of Gaussians, or of one mixture",
+            "a Poisson sample of Gaussians, of zCDP releases, or of one mixture",
             f"a sample of {', '.join(sorted({leaf['mechanism'] for leaf, _ in leaves}))}",
             "Give each release a sample of its own, or state the cost without sampling (rate 1).",
         )
@@ -256,15 +282,35 @@ def _mixture_event(part: _Mixture) -> dict[str, Any]:
 # Costs of a bill.
 
 
+def _reserved(cost: Callable[[_Bill, float], float], bill: _Bill, delta: float) -> float:
+    """The cost of a bill whose tails were cut, at what is left of δ: a cut takes (1 + e^ε) times its chance.
+
+    Coupled until the first cut, a run R and the run M that its events describe agree but for the chance β. So with
+    neighbours x and x', P[R(x) ∈ S] ≤ P[M(x) ∈ S] + β ≤ e^ε P[M(x') ∈ S] + δ + β ≤ e^ε (P[R(x') ∈ S] + β) + δ + β.
+    """
+    if not bill.cut:
+        return cost(bill, delta)
+    whole = replace(bill, cut=0.0)
+    taken = 4 * bill.cut
+    while taken < delta:
+        found = cost(whole, delta - taken)
+        if bill.cut * (1 + math.exp(min(found, 700.0))) <= taken:
+            return found
+        taken *= 2
+    return math.inf
+
+
 def _upper(bill: _Bill, delta: float) -> float:
     if bill.unbounded:
         return math.inf
+    if bill.cut:
+        return _finite(_reserved(_upper, bill, delta))
     if bill.free:
         return 0.0
     if bill.exact:
         return _exact_epsilon(bill.precision, delta)
     renyi = _renyi(bill, delta)
-    if bill.rho or renyi > HOPELESS:
+    if bill.concentrated or renyi > HOPELESS:
         return _finite(renyi)
     return _finite(min(renyi, _epsilon_at(_losses(bill, _step(bill, renyi), True), delta)))
 
@@ -287,8 +333,8 @@ def _lower(bill: _Bill, delta: float) -> float:
 
 def _rough(bill: _Bill, delta: float, epsilon: float, coarser: float) -> float:
     """An upper end of ε near `epsilon`, found faster than `_upper`: no Rényi accounting, `coarser` steps of loss."""
-    if bill.unbounded or bill.free or bill.exact or bill.rho:
-        return _upper(bill, delta)
+    if bill.unbounded or bill.free or bill.exact or bill.concentrated:
+        return _upper(replace(bill, cut=0.0), delta)
     smallest = min(part[0] for part, _ in bill.sampled)
     if 0.5 / smallest**2 > HOPELESS:
         return _renyi(bill, delta)
@@ -299,12 +345,15 @@ def _profile(bill: _Bill, levels: np.ndarray) -> np.ndarray:
     """δ at each ε of `levels` (rising, ≥ 0), from above."""
     if bill.unbounded:
         return np.ones_like(levels)
+    if bill.cut:
+        whole = _profile(replace(bill, cut=0.0), levels)
+        return np.asarray(np.minimum(1.0, whole + bill.cut * (1 + np.exp(np.minimum(levels, 700.0)))))
     if bill.free:
         return np.zeros_like(levels)
     if bill.exact:
         return _exact_delta(bill.precision, levels)
     renyi = _renyi(bill, 1e-5)
-    if bill.rho or renyi > HOPELESS:
+    if bill.concentrated or renyi > HOPELESS:
         return np.array([min(1.0, _renyi_delta(bill, level)) for level in levels])
     found = _losses(bill, _step(bill, renyi), True).get_delta_for_epsilon(np.asarray(levels, float))
     return np.asarray(np.clip(found, 0.0, 1.0), float)
@@ -312,8 +361,8 @@ def _profile(bill: _Bill, levels: np.ndarray) -> np.ndarray:
 
 def _levels(bill: _Bill) -> np.ndarray:
     """A grid of ε on which a privacy profile is read: dense near 0, up to where δ no longer matters."""
-    most = 50.0 if bill.unbounded else max(1.0, min(300.0, _upper(bill, 1e-9)))
-    count = 200 if bill.rho else 2000
+    most = 50.0 if bill.unbounded else max(1.0, min(300.0, _upper(replace(bill, cut=0.0), 1e-9)))
+    count = 200 if bill.concentrated else 2000
     return most * np.linspace(0.0, 1.0, count) ** 2
 
 
@@ -422,7 +471,31 @@ def _divergences(bill: _Bill) -> np.ndarray:
     total = _ORDERS * (bill.precision / 2 + bill.rho)
     for part, times in bill.sampled:
         total = total + times * np.concatenate([_by_quadrature(part, _FEW), _by_series(part)])
+    for curve, times in bill.curves:
+        total = total + times * _by_curve(*curve)
     return np.asarray(np.where(np.isnan(total), math.inf, total))
+
+
+def _by_curve(rate: float, rho: float, mirrored: bool) -> np.ndarray:
+    """Rényi divergences of a ρ-zCDP release on a Poisson sample, for one unit more or less, at each of `_ORDERS`.
+
+    Whole orders: Zhu and Wang 2019 (Poisson Subsampled Rényi DP, ICML), theorem 5, where ε(l) is lρ; its factor 3 makes
+    it hold for every mechanism. It falls away where a mirror swaps the release without the unit, p, and the one with
+    it, p' (`mirrored`; x → 2c + Δ − x does, for symmetric noise around c): D(m ‖ p) with m = (1 − q) p + q p' is the
+    sum without the factor, and D(p ‖ m) is no larger (Mironov, Talwar and Zhang 2019, arXiv 1908.10530, theorem 5).
+    Between whole orders (order − 1) times the divergence is convex, so a chord is above it. A sample never costs more
+    than the whole.
+    """
+    from scipy.special import gammaln
+
+    whole, drawn = np.arange(2.0, 256.0)[:, None], np.arange(256.0)  # (254, 1) orders and (256,) powers of the rate
+    absent = np.maximum(whole - drawn, 0)
+    terms = gammaln(whole + 1) - gammaln(drawn + 1) - gammaln(absent + 1)
+    terms = terms + absent * math.log1p(-rate) + drawn * math.log(rate) + drawn * (drawn - 1) * rho
+    terms = terms + np.where((drawn >= 3) & (not mirrored), math.log(3), 0.0)
+    logs = np.logaddexp.reduce(np.where(drawn <= whole, terms, -np.inf), axis=1)
+    chords = np.interp(_ORDERS, [1.0, *whole[:, 0]], [0.0, *logs])
+    return np.asarray(np.minimum(chords / (_ORDERS - 1), _ORDERS * rho))
 
 
 def _by_quadrature(part: _Mixture, orders: np.ndarray) -> np.ndarray:

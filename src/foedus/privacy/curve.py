@@ -78,14 +78,14 @@ def alternatives(terms: Terms) -> list[Alternative]:
 
 def _changes(t: Terms) -> Iterator[tuple[str, Terms]]:
     yield "as asked", t
-    if t.local:
+    if t.local and not t.distributed:  # whose steps are rounds
         yield (
             "twice the batch, half the steps",
             replace(t, rate=min(1.0, 2 * t.rate), divisor=2 * t.divisor, steps=max(1, t.steps // 2)),
         )
         yield "half the batch, twice the steps", replace(t, rate=t.rate / 2, divisor=t.divisor / 2, steps=2 * t.steps)
-        yield "half the rounds", replace(t, rounds=max(1, t.rounds // 2))
+    yield "half the rounds", replace(t, rounds=max(1, t.rounds // 2))
+    if t.local:
         yield "twice the examples", replace(t, rate=t.rate / 2)
     else:
-        yield "half the rounds", replace(t, rounds=max(1, t.rounds // 2))
-        yield "ten times the silos", replace(t, silos=10 * t.silos, expected=10 * t.expected)
+        yield "ten times the silos", replace(t, silos=10 * t.silos, expected=10 * t.expected, parties=10 * t.parties)

@@ -1,7 +1,7 @@
 """Events: what a release costs, as plain values that a ledger can write and an accountant can read back.
 
-    gaussian(z)   poisson(rate, of)   mixture(z, sensitivities, probabilities)   zcdp(rho)   none(why)
-    repeat(of, times)   together(a, b, …)
+    gaussian(z)   poisson(rate, of)   mixture(z, sensitivities, probabilities)   zcdp(rho)   symmetric(rho)
+    cut(chance)   none(why)   repeat(of, times)   together(a, b, …)
 
 An event is a dictionary of strings, numbers, lists and events, the same after a trip through JSON. It speaks of
 neighbours that differ in one unit, added or removed, and of a vector that this unit moves by at most the bound, in L2.
@@ -56,9 +56,20 @@ def mixture(multiplier: float, sensitivities: Sequence[float], probabilities: Se
 
 def zcdp(rho: float) -> dict[str, Any]:
     """Anything that is `rho`-zCDP, rho ≥ 0 (Bun and Steinke 2016); discrete Gaussian noise is, with rho = 1 / (2z²)."""
-    if (value := _number("rho", rho)) < 0:
-        raise _refused("rho >= 0", f"rho={value}")
-    return {"mechanism": "zcdp", "rho": value}
+    return {"mechanism": "zcdp", "rho": _concentration(rho)}
+
+
+def symmetric(rho: float) -> dict[str, Any]:
+    """Noise that is added, has the law of its own negative, and is `rho`-zCDP: shares of discrete Gaussian noise are.
+
+    On a Poisson sample it costs less than `zcdp`, of which only rho is known: see `accountant._by_curve`.
+    """
+    return {"mechanism": "symmetric", "rho": _concentration(rho)}
+
+
+def cut(chance: float) -> dict[str, Any]:
+    """Noise whose tail was cut off: with at most this `chance`, 0 to 1, something else came of the events beside it."""
+    return {"mechanism": "cut", "chance": _share("chance", chance)}
 
 
 def none(why: str = "") -> dict[str, Any]:
@@ -116,6 +127,8 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[Event], dict[str, Any]]]] = 
         lambda e: mixture(e["multiplier"], e["sensitivities"], e["probabilities"]),
     ),
     "zcdp": (("rho",), lambda e: zcdp(e["rho"])),
+    "symmetric": (("rho",), lambda e: symmetric(e["rho"])),
+    "cut": (("chance",), lambda e: cut(e["chance"])),
     "none": ((), lambda e: none(e.get("why", ""))),
     "repeat": (("times", "of"), lambda e: repeat(e["of"], e["times"])),
     "together": (("of",), lambda e: _together(e["of"])),
@@ -132,6 +145,12 @@ def _positive(name: str, value: Any) -> float:
     if (number := _number(name, value)) <= 0:
         raise _refused(f"{name} > 0", f"{name}={number}")
     return number
+
+
+def _concentration(rho: Any) -> float:
+    if (value := _number("rho", rho)) < 0:
+        raise _refused("rho >= 0", f"rho={value}")
+    return value
 
 
 def _share(name: str, value: Any) -> float:

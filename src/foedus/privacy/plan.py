@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,17 +18,19 @@ from ..server.aggregators import Aggregator, ExpectedMean, WeightedMean
 from ..server.samplers import Sampler, SecretPoisson
 from ..stages.base import Stage, chain
 from ..stages.clip import Clip
-from ..stages.grid import Grid
+from ..stages.grid import OTHERS, Grid
 from ..stages.noise import AddNoise
 from ..stages.weigh import Weigh
-from . import accountant, events
+from . import accountant, events, shares
 from .correlated import Banded, optimal, sensitivity
 from .mechanisms import AtSilos, Bare, Correlated, DiscreteGaussian, Gaussian, Mechanism
 from .noise import Source
+from .shares import CUT, FEWEST, GROWTH, NUMBERS, Lattice
 from .steps import Following, PrivateSteps, parts_of
 
 Event = Mapping[str, Any]
 NEIGHBOURS = "add or remove one"
+EMPTIED = "with all its data or with none; it takes part in both"
 FINE = 2**-12
 """The grid of discrete noise, as a share of the noise's standard deviation."""
 SWAMPED = 3.0
@@ -52,6 +54,11 @@ class Terms:
     divisor), `rate` of each one's taking part where nobody learns who did, else 1; `placement` of the noise: "server",
     "silo" (each protects its own update), or "shared" (each adds a share, and only the sum is protected); `minimum` of
     silos whose shares make the noise whole. `discrete`: integers on a public grid.
+
+    Secure sums: `word`, the bits of a coordinate (16, 32 or 64; 0 where sums are in the open), and `parties`, the most
+    silos whose words are added. With them a placement of "shared" is distributed noise, for units inside silos too: it
+    is whole without the shares of `colluding` silos. Inside silos that takes one step of plain SGD a round, of the
+    learning rate `lr` (> 0), and a mean over `expected` silos.
     """
 
     unit: Literal["example", "author", "silo"]
@@ -76,6 +83,10 @@ class Terms:
     placement: Literal["server", "silo", "shared"] = "server"
     minimum: int = 1
     discrete: bool = False
+    word: int = 0
+    parties: int = 1
+    colluding: int = 0
+    lr: float = 0.0
 
     def __post_init__(self) -> None:
         given = [name for name in ("epsilon", "noise_multiplier", "noise_std") if getattr(self, name) is not None]
@@ -85,15 +96,21 @@ class Terms:
             _check(value is None or 0 < value < math.inf, f"0 < {name} < ∞", f"{name}={value}")
         _check(0 < self.delta < 1, "0 < delta < 1", f"delta={self.delta}")
         _check(0 < self.rate <= 1, "0 < rate ≤ 1", f"rate={self.rate}")
-        for name in ("rounds", "steps", "rows", "group", "bands", "silos", "minimum"):
+        for name in ("rounds", "steps", "rows", "group", "bands", "silos", "minimum", "parties"):
             _check(getattr(self, name) >= 1, f"{name} ≥ 1", f"{name}={getattr(self, name)}")
         _check(self.max_norm is not None or self.noise_std is not None, "a max_norm to clip to", "none")
         _check(self.max_norm is not None or self.quantile is None, "a max_norm for the quantile to start from", "none")
+        _check(self.word in (0, 16, 32, 64), "word 16, 32 or 64, or 0 for sums in the open", f"word={self.word}")
+        _check(self.colluding >= 0 and 0 <= self.lr < math.inf, "colluding ≥ 0 and 0 ≤ lr < ∞",
+               f"colluding={self.colluding} and lr={self.lr}")  # fmt: skip
+        self._check_shares()
         self._check_combinations()
+        if self.distributed and self.local:
+            self._check_one_step()
 
     def _check_combinations(self) -> None:
         whole = self.unit == "silo"
-        _check(not self.discrete or (whole and self.rate == 1 and self.bands == 1),
+        _check(not self.discrete or self.distributed or (whole and self.rate == 1 and self.bands == 1),
                "discrete noise for whole silos, all of them in every round", f"unit={self.unit!r}, rate={self.rate:g}",
                "No tight accountant is known for sampled discrete noise: take the Gaussian.")  # fmt: skip
         _check(self.bands == 1 or (self.ratio == 1 and self.quantile is None and self.group == 1),
@@ -110,6 +127,48 @@ class Terms:
                "Leave out the quantile.")  # fmt: skip
         _check(not self.shares or self.clipping != "whole", "shares for several parts", "one part",
                'Clip by "layers" or "factors".')  # fmt: skip
+
+    def _check_shares(self) -> None:
+        _check(self.discrete or self.word == 0, "noise that is an integer, in sums of integers that wrap",
+               "Gaussian noise in floating point", 'Set noise = "discrete-gaussian".')  # fmt: skip
+        if self.placement != "shared":
+            return
+        _check(not self.local or self.word > 0, "secure sums, where shares of noise protect units inside silos",
+               "sums in the open", 'Set sums = "masked" in [secure], or placement = "silo".')  # fmt: skip
+        _check(self.sharing >= 1, f"minimum > {self.colluding}, the silos that may take their shares of the noise off",
+               f"minimum={self.minimum}", "Raise [cohort] minimum, or lower [secure] corrupt.")  # fmt: skip
+        _check(self.word == 0 or self.parties >= self.minimum, f"parties ≥ {self.minimum}, the fewest silos in a sum",
+               f"parties={self.parties}")  # fmt: skip
+
+    def _check_one_step(self) -> None:
+        _check(self.steps == 1 and self.lr > 0, "one local step, of a known learning rate, under shares of noise",
+               f"steps={self.steps} and lr={self.lr:g}",
+               'Set steps = 1 in [local], or placement = "silo", where each step has noise of its own.')  # fmt: skip
+        plain = self.bands == 1 and self.group == 1 and self.quantile is None and self.clipping == "whole"
+        _check(plain and self.max_norm is not None, "one fixed clip norm a unit, and independent noise, under shares",
+               "bands, a quantile, examples in groups, several parts or no clip",
+               'Leave them out, or set placement = "silo".')  # fmt: skip
+
+    @property
+    def distributed(self) -> bool:
+        """Whether silos add shares of the noise to sums of which nobody sees a part."""
+        return self.placement == "shared" and self.word > 0
+
+    @property
+    def sharing(self) -> int:
+        """Among how many silos the noise is divided: as many as are left, when the fewest come and some collude."""
+        return self.minimum - self.colluding if self.placement == "shared" else 1
+
+    @property
+    def unit_norm(self) -> float:
+        """The most that one unit moves a silo's update, before it is rounded; L2, in update units."""
+        norm = math.inf if self.max_norm is None else self.max_norm
+        return norm * self.lr / self.divisor if self.distributed and self.local else norm
+
+    @property
+    def largest(self) -> float:
+        """No number of an update is larger; inside silos, that of a whole batch whose units agree in one number."""
+        return self.unit_norm * self.divisor if self.local else self.unit_norm
 
     @property
     def local(self) -> bool:
@@ -129,6 +188,15 @@ class PrivacyPlan:
     terms: Terms
     multiplier: float
     source: Source
+
+    def __post_init__(self) -> None:
+        tail = self._lattice.tail if self._lattice else None
+        if tail is not None and tail.std * min(self.multipliers) / max(self.multipliers) < FEWEST * (1 + GROWTH):
+            raise GuaranteeError(
+                f"words with room for {FEWEST:g} steps in the standard deviation of a silo's noise",
+                f"{self.terms.word} bits for {self.terms.parties} silos",
+                f"Set word = {min(64, 2 * self.terms.word)} in [secure], sum in smaller groups, or lower noise_ratio.",
+            )
 
     # ---- what it costs ----
 
@@ -156,11 +224,14 @@ class PrivacyPlan:
         numbers.
         """
         t = self.terms
-        several = math.sqrt(t.expected) if t.placement == "silo" else 1.0
+        several = 1.0 if t.placement == "server" else math.sqrt(max(1.0, t.expected / t.sharing))
         return math.sqrt(numbers) * max(self.multipliers) * several / t.expected
 
     def check_silos(self, numbers: int, accepted: bool) -> None:
-        """Refuses a guarantee for whole silos whose noise drowns what is learned, unless that was `accepted`."""
+        """Refuses words too small for so many `numbers`; and a guarantee for whole silos whose noise drowns what is
+        learned, unless that was `accepted`.
+        """
+        self._check_words(numbers)
         ratio = self.noise_ratio(numbers)
         if self.terms.local or ratio <= SWAMPED or accepted:
             return
@@ -169,6 +240,24 @@ class PrivacyPlan:
             f"{ratio:,.0f} times, with {self.terms.silos} silos and {numbers:,} trained numbers",
             'Protect examples or authors instead (unit = "example" or "author"), which few silos can afford; or train'
             " fewer numbers with many more silos; or say accept_noise = true to see what it costs.",
+        )
+
+    def growth(self, numbers: int) -> float:
+        """By what share of itself rounding may lengthen what one unit adds to `numbers` numbers. Noise covers it."""
+        t = self.terms
+        sides = 2 if t.local else 1
+        return sides * math.sqrt(numbers + OTHERS) * self._step / 2 / t.unit_norm if t.discrete else 0.0
+
+    def _check_words(self, numbers: int) -> None:
+        t, grown = self.terms, self.growth(numbers)
+        if not t.word or (grown <= GROWTH and numbers + OTHERS <= NUMBERS):
+            return
+        others = {word: replace(self, terms=replace(t, word=word)) for word in (32, 64) if word > t.word}
+        larger = [word for word, plan in others.items() if plan.growth(numbers) <= GROWTH]
+        raise GuaranteeError(
+            f"rounding that lengthens what one {t.unit} adds by {GROWTH:.0%} at most, for its noise grows alike",
+            f"{grown:.0%} with {numbers:,} numbers in words of {t.word} bits for {t.parties} silos",
+            f"Set word = {larger[0]} in [secure]." if larger else "Sum in smaller groups, or train fewer numbers.",
         )
 
     @property
@@ -189,23 +278,25 @@ class PrivacyPlan:
             parts=parts_of(names, t.clipping, norm, t.shares), multipliers=self.multipliers, source=self.source,
             following=Following(t.quantile) if t.quantile is not None else None,
             factors=self._factors, sensitivity=self._sensitivity, period=t.period,
-            bare_std=t.noise_std if t.max_norm is None else None,
+            bare_std=t.noise_std if t.max_norm is None else None, lr=t.lr if t.distributed else None,
         )  # fmt: skip
 
     def stages(self) -> tuple[Stage, ...]:
         """What becomes of an update in its silo."""
         t = self.terms
-        if t.local:
+        if t.local and not t.distributed:
             return (Weigh("uniform"),)
         out: list[Stage] = []
-        if t.max_norm is not None:
+        if not t.local and t.max_norm is not None:
             out.append(Clip(t.max_norm, t.quantile, bit=0.5) if t.quantile is not None else Clip(t.max_norm))
+        cells = self._lattice
         if t.discrete:
-            out.append(Grid(self._step))
+            out.append(Grid(self._step, most=cells.most if cells else None, rounded=2 if t.local else 1))
         if t.placement != "server":
-            shares = 1 if t.placement == "silo" else t.minimum
-            step = self._step if t.discrete else None
-            out.append(AddNoise(chain(*out), self.multipliers, self.source, shares, step))
+            out.append(AddNoise(
+                chain(*out), self.multipliers, self.source, t.sharing, self._step if t.discrete else None,
+                tail=cells.tail if cells else None, incoming=t.unit_norm if t.local else math.inf,
+            ))  # fmt: skip
         return tuple(out)
 
     def mechanism(self) -> Mechanism:
@@ -229,12 +320,17 @@ class PrivacyPlan:
 
     def aggregator(self) -> Aggregator:
         """How updates are added, and what their sum is divided by: for whole silos, a public expected count."""
-        return WeightedMean() if self.terms.local else ExpectedMean(self.terms.expected)
+        t = self.terms
+        return WeightedMean() if t.local and not t.distributed else ExpectedMean(t.expected)
 
     @property
     def _step(self) -> float:
-        """The grid of discrete noise: so fine that rounding adds nothing one would notice."""
-        return min(self.multipliers) * (self.terms.max_norm or 1.0) * FINE
+        """The grid of discrete noise."""
+        return _step(self.terms, self.multipliers)
+
+    @cached_property
+    def _lattice(self) -> Lattice | None:
+        return _lattice(self.terms, self.multipliers)
 
     @property
     def _factors(self) -> Banded | None:
@@ -262,7 +358,10 @@ def round_events(terms: Terms, multiplier: float) -> tuple[Event, ...]:
         return (events.none("nothing is clipped, so no noise covers what one unit can do"),) * terms.rounds
     if terms.bands > 1:  # one Gaussian for all rounds: paid with the first
         return (events.gaussian(multiplier), *(events.together(),) * (terms.rounds - 1))
-    return tuple(_round_event(terms, z) for z in _schedule(terms, multiplier))
+    multipliers = _schedule(terms, multiplier)
+    if terms.discrete:
+        return _discrete_events(terms, multipliers)
+    return tuple(_round_event(terms, z) for z in multipliers)
 
 
 def composed(rounds: Sequence[Event]) -> Event:
@@ -278,8 +377,6 @@ def composed(rounds: Sequence[Event]) -> Event:
 
 def _round_event(t: Terms, z: float) -> Event:
     if not t.local:
-        if t.discrete:
-            return events.zcdp(_zcdp(t, z))
         return events.poisson(t.rate, events.gaussian(z)) if t.rate < 1 else events.gaussian(z)
     if t.group > 1:  # single examples sampled, authors protected: Charles et al. 2024 (arXiv 2407.07737)
         chances = tuple(math.comb(t.group, j) * t.rate**j * (1 - t.rate) ** (t.group - j) for j in range(t.group + 1))
@@ -288,11 +385,29 @@ def _round_event(t: Terms, z: float) -> Event:
     return events.repeat(step, t.steps)
 
 
-def _zcdp(t: Terms, z: float) -> float:
-    """ρ of discrete noise. Shares of m silos: Kairouz, Liu and Steinke 2021 (arXiv 2102.06387), theorem 1; the term τ
-    d is below 1e-30 for the grid used here, whose σ is at least 2¹² / √m steps, and is left to the rounding up of z.
-    """
-    return 1 / (2 * z**2)
+def _discrete_events(t: Terms, multipliers: Sequence[float]) -> tuple[Event, ...]:
+    """Integers: known by their zCDP, on a Poisson sample of units or without; and the end of the tails, if any."""
+    unit = t.unit_norm / math.sqrt(t.sharing) / _step(t, multipliers)  # of a share's σ for z = 1, growth left out
+    noises = [events.symmetric(shares.concentration(z, t.sharing, z * unit)) for z in multipliers]
+    drawn = [events.poisson(t.rate, noise) if t.rate < 1 else noise for noise in noises]
+    cells = _lattice(t, multipliers)
+    if cells is None or cells.tail is None:
+        return tuple(drawn)
+    return tuple(events.together(event, events.cut(CUT / t.rounds)) for event in drawn)
+
+
+def _lattice(t: Terms, multipliers: Sequence[float]) -> Lattice | None:
+    """The grid that fits the words; None where numbers are no words, or not whole."""
+    if not (t.word and t.discrete and t.max_norm):
+        return None
+    std = 0.0 if t.placement == "server" else max(multipliers) * t.unit_norm * (1 + GROWTH) / math.sqrt(t.sharing)
+    return shares.fitted(t.word, t.parties, t.largest, std, t.rounds * max(t.parties, t.silos))
+
+
+def _step(t: Terms, multipliers: Sequence[float]) -> float:
+    """Without words, so fine that rounding adds little."""
+    cells = _lattice(t, multipliers)
+    return cells.step if cells else min(multipliers) * (t.max_norm or 1.0) * FINE
 
 
 def _schedule(t: Terms, first: float) -> tuple[float, ...]:
@@ -323,7 +438,7 @@ def facts(plan: PrivacyPlan, *, lower: bool = False) -> dict[str, Any]:
     t, finite = plan.terms, math.isfinite(plan.epsilon)
     rdp = accountant.renyi(plan.event(), t.delta)
     return {
-        "unit": t.unit, "neighbours": NEIGHBOURS, "delta": t.delta,
+        "unit": t.unit, "neighbours": EMPTIED if t.distributed and not t.local else NEIGHBOURS, "delta": t.delta,
         "epsilon": plan.epsilon if finite else None,
         "epsilon_lower": accountant.epsilon(plan.event(), t.delta).lower if finite and lower else None,
         "epsilon_rdp": rdp if math.isfinite(rdp) else None,

@@ -39,15 +39,29 @@ def statement(facts: Facts, epsilon: float | None) -> list[str]:
         *simulated,
         f"Differential privacy with epsilon = {round_up(epsilon)} and delta = {facts['delta']:g}, for the presence of"
         f" {UNITS[unit]}.",
-        f"Neighbours: two collections of data of which one has one {unit} more ({facts['neighbours']}).",
+        _neighbours(facts),
         _adversary(facts),
         _mechanism(facts),
-        *_beyond(unit),
+        *_beyond(facts),
     ]
+
+
+def _neighbours(facts: Facts) -> str:
+    if facts["unit"] == "silo" and _distributed(facts):
+        return f"Neighbours: two federations that differ in one silo, {facts['neighbours']}."
+    return f"Neighbours: two collections of data of which one has one {facts['unit']} more ({facts['neighbours']})."
+
+
+def _distributed(facts: Facts) -> bool:
+    """Whether the noise was made of shares in secure sums; no older record has the word."""
+    terms = facts["terms"]
+    return bool(terms["placement"] == "shared" and terms.get("word"))
 
 
 def _adversary(facts: Facts) -> str:
     terms = facts["terms"]
+    if _distributed(facts):
+        return _against_shares(terms)
     if facts["unit"] != "silo" or terms["placement"] == "silo":
         return AGAINST_ALL
     if terms["placement"] == "shared":
@@ -63,22 +77,47 @@ def _adversary(facts: Facts) -> str:
     )
 
 
+def _against_shares(terms: Mapping[str, Any]) -> str:
+    least, colluding = terms["minimum"], terms["colluding"]
+    who = (
+        f"the coordinator and at most {colluding} of the silos together, and all others who get the model"
+        if colluding
+        else "the coordinator, and all who get the model, but not a silo that took part: it can take its own share off"
+    )
+    return (
+        f"Against: {who}, with any knowledge of their own. They see the sum of at least {least} silos' updates in every"
+        f" round, each with a share of the noise, and the shares of {least - colluding} make it whole. A round of fewer"
+        f" than {least} silos is abandoned, and nothing of it is released. Trusted: the silo itself; that all but those"
+        " who collude add their shares; and the secure sum, which shows nobody a single update."
+    )
+
+
 def _mechanism(facts: Facts) -> str:
     terms, rate, z = facts["terms"], facts["sampling_rate"], facts["noise_multiplier"]
     kind = "correlated Gaussian" if terms["bands"] > 1 else "discrete Gaussian" if terms["discrete"] else "Gaussian"
     drawn = "every unit in all of it" if rate == 1 else f"each unit in a step with probability {rate:g}"
     if terms["bands"] > 1 and rate < 1:
         drawn = f"each unit in every {round(1 / rate)}th step, and none by chance"
-    what = "steps in each silo" if facts["unit"] != "silo" else "rounds"
+    whole = facts["unit"] == "silo" or _distributed(facts)
+    what = "rounds" if whole else "steps in each silo"
     last = f" in the first round and {z * terms['ratio']:.3f} in the last" if terms["ratio"] != 1 else ""
-    return f"How: {facts['steps']:,} {what}, {drawn}, clipped, with {kind} noise of multiplier {z:.3f}{last}."
+    shares = f", in shares in words of {terms['word']} bits" if _distributed(facts) else ""
+    rounding = " It covers what rounding to integers adds to an update." if shares else ""
+    noise = f"{kind} noise of multiplier {z:.3f}{last}{shares}"
+    return f"How: {facts['steps']:,} {what}, {drawn}, clipped, with {noise}.{rounding}"
 
 
-def _beyond(unit: str) -> list[str]:
+def _beyond(facts: Facts) -> list[str]:
     """What a reader may think is promised, and is not."""
-    lines = [NOT_PROMISED]
+    unit, lines = facts["unit"], [NOT_PROMISED]
     if unit == "example":
         lines.append("Several examples of one author or one case are protected as a group only: a larger epsilon.")
+    if unit != "silo" and _distributed(facts):
+        lines.append(
+            "All silos' units are in one sum and under one budget: whoever is in several silos, or there under several"
+            " names, is protected as a group only: a larger epsilon."
+        )
+        return lines
     if unit == "author":
         lines.append(
             "Whoever writes in several silos, or under several names, spends the epsilon of each: they add up."

@@ -4,7 +4,8 @@ of it.
     S ~ Poisson(q);   g̃ = (Σ_{u ∈ S} clip(g_u) + N(0, z² C²)) / B
 
 q and B are public numbers of the plan, never made of a silo's own data. A step's release is the only thing that
-training sees, so optimizers, momentum and weight decay are post-processing. `silo/private.py` runs these steps;
+training sees, so optimizers, momentum and weight decay are post-processing. Where silos add shares of noise to updates
+that nobody sees alone (`lr`), the step has none: its noise is that of the stages. `silo/private.py` runs these steps;
 `plan.py` is the only place that makes them.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +77,8 @@ class PrivateSteps:
     `rate`: q in (0, 1], of a unit being in a step. `divisor`: B > 0, public. `multipliers`: z of each round. `rows`: a
     unit brings at most so many of its rows to a step. `factors` and `sensitivity`: of correlated noise; a unit is then
     in every `period`-th step, by its key and not by chance, and `rate` is 1 / period. `bare_std`: of noise without a
-    clip, which guarantees nothing.
+    clip, which guarantees nothing. `lr`: given where silos add shares of the noise to their whole updates instead; the
+    one step is then exact, without noise, and never leaves its silo; it is of plain SGD with this learning rate.
     """
 
     unit: str
@@ -91,6 +94,7 @@ class PrivateSteps:
     sensitivity: float = 1.0
     period: int = 1
     bare_std: float | None = None
+    lr: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1 or not self.divisor > 0 or self.steps < 1 or self.rows < 1 or self.period < 1:
@@ -100,6 +104,13 @@ class PrivateSteps:
             )
         if not all(z > 0 for z in self.multipliers):
             raise ValueError(f"Expected multipliers={self.multipliers} > 0.")
+        if self.lr is not None and (self.lr <= 0 or self.steps > 1 or self.following or self.factors or self.bare_std):
+            raise ValueError(f"Expected lr={self.lr} > 0 with one step, one norm and independent noise.")
+
+    @property
+    def dtype(self) -> type[np.floating[Any]]:
+        """Of a release. Before the noise nothing may be lost to rounding that the noise does not cover."""
+        return np.float32 if self.lr is None else np.float64
 
     def sample(self, keys: np.ndarray, at: int, random: np.random.Generator) -> np.ndarray:
         """Which units are in step `at`, of all that the silo has done; ascending. `keys`: (units,) uint64.
@@ -113,7 +124,11 @@ class PrivateSteps:
     def noise(
         self, shapes: Mapping[str, tuple[int, ...]], round: int, factor: float, random: np.random.Generator
     ) -> Arrays:
-        """Independent noise for every parameter, float64, for norms that are `factor` times the plan's."""
+        """Independent noise for every parameter, float64, for norms that are `factor` times the plan's; none at all
+        where it is added to the whole update.
+        """
+        if self.lr is not None:
+            return {name: np.zeros(shape) for name, shape in shapes.items()}
         if self.bare_std is not None:
             return {name: gaussian(random, shape, self.bare_std) for name, shape in shapes.items()}
         growth = self.following.growth if self.following else 1.0
@@ -129,9 +144,9 @@ class PrivateSteps:
         return float(inside + gaussian(random, (), self.multipliers[round] * self.following.growth))
 
     def released(self, sums: Arrays, noise: Arrays) -> dict[str, np.ndarray]:
-        """(sum + noise) / B in float32, which is all that training sees of a step."""
+        """(sum + noise) / B, which is all that training sees of a step."""
         return {
-            name: ((x.astype(np.float64) + noise[name]) / self.divisor).astype(np.float32) for name, x in sums.items()
+            name: ((x.astype(np.float64) + noise[name]) / self.divisor).astype(self.dtype) for name, x in sums.items()
         }
 
 

@@ -40,7 +40,7 @@ def stated(run: Path) -> dict[str, Any]:
     facts = opened.get("privacy")
     if facts is None:
         return {"unit": "none", "epsilon": None, "delta": None, "rounds": _rounds(records), "not_covered": [],
-                "sentences": [unprotected()]}  # fmt: skip
+                "sentences": [unprotected(treaty)]}  # fmt: skip
     charged = events_by_round(records)
     epsilon = spent(charged.values(), facts["delta"])
     done = f"This is what the {len(charged)} of {treaty.algorithm.rounds} rounds cost that were begun."

@@ -51,6 +51,15 @@ class PrivateGradients:
 
         Returns (K,) sums of losses in nats and (K,) numbers of targets, which are private.
         """
+        released, losses, targets = self.released(leaves, step)
+        for name, leaf in leaves.items():
+            leaf.grad = torch.from_numpy(np.stack([one[name] for one in released])).to(leaf)
+        return losses, targets
+
+    def released(
+        self, leaves: Mapping[str, torch.Tensor], step: int
+    ) -> tuple[list[dict[str, np.ndarray]], np.ndarray, np.ndarray]:
+        """What each silo's step releases, and the private sums of `fill`."""
         source, round = self.steps.source, self.task.round
         randoms = [source.generator("steps", silo.name, round, step) for silo in self.silos]
         seeds = [int(random.integers(1 << 63)) for random in randoms]
@@ -61,9 +70,7 @@ class PrivateGradients:
             self._release(k, {name: x[k] for name, x in sums.items()}, norms[k], randoms[k])
             for k in range(len(self.silos))
         ]
-        for name, leaf in leaves.items():
-            leaf.grad = torch.from_numpy(np.stack([one[name] for one in released])).to(leaf.device)
-        return losses, targets
+        return released, losses, targets
 
     def memory(self, k: int) -> Tree:
         """What silo k keeps for its next round."""
@@ -90,7 +97,7 @@ class PrivateGradients:
         takes.
         """
         silos = len(self.silos)
-        sums = {name: np.zeros(tuple(x.shape), np.float32) for name, x in leaves.items()}
+        sums = {name: np.zeros(tuple(x.shape), self.steps.dtype) for name, x in leaves.items()}
         norms: list[list[np.ndarray]] = [[] for _ in range(silos)]
         losses, targets = np.zeros(silos), np.zeros(silos, np.int64)
         bare = {name: x.detach() for name, x in leaves.items()}

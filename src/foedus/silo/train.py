@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..errors import SiloError
+from ..errors import GuaranteeError, SiloError
 from ..lm.bench import Bench
 from ..privacy.steps import PrivateSteps
 from ..seeds import derive
@@ -30,7 +30,7 @@ class LocalPlan:
     `schedule` runs over the `rounds` of the treaty, after `warmup` rounds of linear growth. `keep`: whether the silo
     keeps its optimizer's state from round to round in its memory, which never leaves it. `privacy`: private steps
     instead of plain ones; `steps` is then theirs, `batch` bears on nothing, and `rows` bounds what goes through the
-    model at once.
+    model at once. Where their noise is added to the update (`privacy.lr`), whatever is not one plain step is refused.
     """
 
     lr: float
@@ -54,6 +54,8 @@ class LocalPlan:
         for name in ("lr", "batch"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Expected {name}={getattr(self, name)} > 0.")
+        if self.privacy is not None and self.privacy.lr is not None:
+            _check_plain(self, self.privacy.lr)
 
     def lr_at(self, round: int) -> float:
         """The learning rate of a round, counted from 0; > 0 in every round."""
@@ -96,6 +98,8 @@ def train(
     steps = {plan.steps_of(silo) for silo in silos}
     if len(steps) != 1 or len({age(memory) for memory in memories}) != 1:
         raise ValueError(f"Expected silos in step with each other to train together; got {sorted(steps)} steps.")
+    if plan.privacy is not None and plan.privacy.lr is not None:
+        return _one_step(bench, task, silos, plan, memories, plan.privacy.lr)
     torch.manual_seed(derive(task.seed, "dropout", task.round, silos[0].name))
     leaves = bench.leaves([task.params] * len(silos))
     origin = {name: x.detach().clone() for name, x in leaves.items()} if pull else {}
@@ -117,6 +121,41 @@ def train(
         targets += counts
     kept = [gradients.memory(k) if gradients else {} for k in range(len(silos))]
     return _unstack(leaves, optimizer, plan, silos, loss, targets, kept)
+
+
+def _check_plain(plan: LocalPlan, lr: float) -> None:
+    """What one unit moves is known for lr · gradient and for nothing that comes after it."""
+    wrong = [
+        name
+        for name, right in {
+            "lr": lr, "steps": 1, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": None,
+            "schedule": "constant", "warmup": 0,
+        }.items()
+        if getattr(plan, name) != right
+    ]  # fmt: skip
+    if wrong:
+        raise GuaranteeError(
+            f"one step of plain SGD with learning rate {lr:g} in every round, under shares of noise",
+            ", ".join(f"{name} = {getattr(plan, name)!r}" for name in wrong),
+            'Change it in [local], or set placement = "silo" in [privacy], where each step has noise of its own.',
+        )
+
+
+def _one_step(
+    bench: Bench, task: Task, silos: Sequence[Silo], plan: LocalPlan, memories: Sequence[Memory], lr: float
+) -> list[Trained]:
+    """w − lr g in float64, so that local minus global is −lr g to the last of the grid's steps. From w itself FedProx
+    pulls nowhere.
+    """
+    leaves = bench.leaves([task.params] * len(silos))
+    gradients = PrivateGradients(bench, task, silos, plan, memories)
+    released, loss, targets = gradients.released(leaves, 0)
+    _check_finite(silos, [all(np.isfinite(x).all() for x in own.values()) for own in released])
+    return [
+        Trained({name: x.astype(np.float64) - lr * own[name] for name, x in task.params.items()},
+                float(loss[k]), int(targets[k]), gradients.memory(k))
+        for k, own in enumerate(released)
+    ]  # fmt: skip
 
 
 def _plain(
@@ -175,6 +214,13 @@ def _unstack(leaves, optimizer, plan: LocalPlan, silos: Sequence[Silo], loss, ta
         (unseen or math.isfinite(loss[k])) and all(np.isfinite(x[k]).all() for x in arrays.values())
         for k in range(len(silos))
     ]
+    _check_finite(silos, sound)
+    memories = [kept[k] | (_memory(leaves, optimizer, k) if plan.keep else {}) for k in range(len(silos))]
+    return [Trained({name: x[k] for name, x in arrays.items()}, float(loss[k]), int(targets[k]), memories[k])
+            for k in range(len(silos))]  # fmt: skip
+
+
+def _check_finite(silos: Sequence[Silo], sound: Sequence[bool]) -> None:
     lost = [silo.name for silo, good in zip(silos, sound, strict=True) if not good]
     if lost:
         raise SiloError(
@@ -182,9 +228,6 @@ def _unstack(leaves, optimizer, plan: LocalPlan, silos: Sequence[Silo], loss, ta
             f"NaN or infinity at {', '.join(lost)}",
             "Lower [local] lr, set [local] max_grad_norm, or look for damaged text in that silo.",
         )
-    memories = [kept[k] | (_memory(leaves, optimizer, k) if plan.keep else {}) for k in range(len(silos))]
-    return [Trained({name: x[k] for name, x in arrays.items()}, float(loss[k]), int(targets[k]), memories[k])
-            for k in range(len(silos))]  # fmt: skip
 
 
 def _memory(leaves, optimizer: torch.optim.Optimizer, k: int) -> Memory:

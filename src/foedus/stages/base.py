@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from ..errors import GuaranteeError
 from ..types import Task, Total, Tree, Update
 
 Settings = Mapping[str, float]
@@ -22,6 +23,8 @@ class Stage(Protocol):
 
     hides: ClassVar[bool]
     """Whether single updates cannot be read afterwards."""
+    additive: ClassVar[bool]
+    """Whether the sum of what it encodes decodes to the sum of the updates, in a layout of public, fixed length."""
 
     def encode(self, update: Update, task: Task) -> Update: ...
     def decode(self, total: Total, task: Task) -> Total: ...
@@ -34,6 +37,7 @@ class Plain:
     """Does nothing. A stage that wants to do little starts from here."""
 
     hides: ClassVar[bool] = False
+    additive: ClassVar[bool] = True
 
     def encode(self, update: Update, task: Task) -> Update:
         return update
@@ -53,13 +57,41 @@ class Plain:
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages in a row, itself a stage: `encode`, `bound` and `learn` go first to last, `decode` last to first."""
+    """Stages in a row, itself a stage: `encode`, `bound` and `learn` go first to last, `decode` last to first.
+
+    Raises `GuaranteeError` for a stage that hides single updates after one whose output cannot be summed, or before any
+    other.
+    """
 
     stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        at = self._hiding
+        partial = [stage for stage in self.stages[:at] if not stage.additive]
+        if at < len(self.stages) and partial:
+            raise GuaranteeError(
+                "only stages whose sum can be decoded before one that hides single updates",
+                " and ".join(map(repr, partial)),
+                "Drop it; round to one public grid (Grid), and send every number in its public place.",
+            )
+        if at < len(self.stages) - 1:
+            raise GuaranteeError(
+                "nothing after a stage that hides single updates",
+                f"{self.stages[at + 1]!r} after {self.stages[at]!r}",
+                "Put it before: what is hidden looks random, and there is no use in packing or hiding it again.",
+            )
 
     @property
     def hides(self) -> bool:
         return any(stage.hides for stage in self.stages)
+
+    @property
+    def additive(self) -> bool:
+        return all(stage.additive for stage in self.stages)
+
+    def split(self) -> tuple[Chain, Chain]:
+        """The stages before the first that hides, and the others."""
+        return Chain(self.stages[: self._hiding]), Chain(self.stages[self._hiding :])
 
     def encode(self, update: Update, task: Task) -> Update:
         for stage in self.stages:
@@ -83,6 +115,11 @@ class Chain:
         for stage in self.stages:
             settings = stage.learn(mean, settings)
         return settings
+
+    @property
+    def _hiding(self) -> int:
+        """The place of the first stage that hides; behind the last where none does."""
+        return next((i for i, stage in enumerate(self.stages) if stage.hides), len(self.stages))
 
 
 def chain(*stages: Stage) -> Chain:

@@ -12,13 +12,16 @@ from pydantic import ValidationError
 from .. import wire
 from ..errors import TreatyError
 from . import mistakes, schema, text
+from .features import features
 from .mistakes import Mistakes
-from .rules import APPLIES, Facts, contradictions
-from .schema import GIVEN, MEMORY, SECTIONS, Section
+from .rules import APPLIES, LOCAL_UNITS, Facts, contradictions
+from .schema import GIVEN, LEAST_SECRET, MEMORY, SECTIONS, Section
 
 Tables = dict[str, dict[str, Any]]
 
 _SAFE = (("disclosure", "loss", False), ("disclosure", "holdings", False), ("server", "weighting", "uniform"))
+_HIDDEN = (("disclosure", "holdings", False), ("cohort", "minimum", LEAST_SECRET))
+_IN_SILOS = (("privacy", "placement", "silo"),)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Treaty:
     evaluation: schema.Evaluation
     disclosure: schema.Disclosure
     privacy: schema.Privacy
+    secure: schema.Secure
     performance: schema.Performance
     folder: Path | None = field(default=None, compare=False, repr=False)
 
@@ -99,6 +103,10 @@ class Treaty:
                 tables[section] = new
         return from_dict(_without_outdated(tables, changes), folder=self.folder)
 
+    def features(self) -> frozenset[str]:
+        """What it asks for, in the words of the validity matrix (`combinations.py`)."""
+        return features(Facts(self._sections()))
+
     def _sections(self) -> dict[str, Section]:
         return {name: getattr(self, name) for name in SECTIONS}
 
@@ -141,19 +149,29 @@ def _mended(cls: type[Section], table: Any, wrong: set[str]) -> Section:
 
 def _with_consequences(raw: dict[str, Any]) -> dict[str, Any]:
     """Defaults that follow from other keys: data in memory are given by silo; a test source leaves no test share; where
-    somebody is protected, silos let out neither losses nor counts unless the treaty says so."""
+    somebody is protected, silos let out neither losses nor counts unless the treaty says so, and noise for units inside
+    silos is added there; a secure sum is of three silos at least, and no silo's counts stand beside it."""
     raw.setdefault("data", {"source": MEMORY})
     data = raw["data"] if isinstance(raw["data"], dict) else {}
-    if data.get("source") == MEMORY and isinstance(raw.setdefault("silos", {}), dict):
-        raw["silos"].setdefault("by", GIVEN)
-    if "test_source" in data and isinstance(raw.setdefault("split", {}), dict):
-        raw["split"].setdefault("test", 0.0)
-    privacy = raw.get("privacy")
-    if isinstance(privacy, dict) and privacy.get("unit", "none") != "none":
-        for section, key, value in _SAFE:
-            if isinstance(raw.setdefault(section, {}), dict):
-                raw[section].setdefault(key, value)
+    if data.get("source") == MEMORY:
+        _default(raw, ("silos", "by", GIVEN))
+    if "test_source" in data:
+        _default(raw, ("split", "test", 0.0))
+    unit, sums = (_word(raw, *key) for key in (("privacy", "unit", "none"), ("secure", "sums", "open")))
+    _default(raw, *(_SAFE if unit != "none" else ()), *(_IN_SILOS if unit in LOCAL_UNITS else ()))
+    _default(raw, *(_HIDDEN if sums != "open" else ()))
     return raw
+
+
+def _word(raw: dict[str, Any], section: str, key: str, default: str) -> Any:
+    table = raw.get(section)
+    return table.get(key, default) if isinstance(table, dict) else default
+
+
+def _default(raw: dict[str, Any], *values: tuple[str, str, Any]) -> None:
+    for section, key, value in values:
+        if isinstance(raw.setdefault(section, {}), dict):
+            raw[section].setdefault(key, value)
 
 
 def _without_outdated(tables: Tables, changes: Mapping[str, Any]) -> Tables:

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from ..errors import TreatyError, one_of
 from . import text
+from .combinations import advice
 from .schema import MOST, SECTIONS
 
 _KINDS = {str: "text", bool: "boolean", int: "integer", float: "float", list: "list", tuple: "list", dict: "table"}
 _NO_SECTION = {
-    "secure": "This version sums updates in the open: the coordinator sees every one. Remove the section.",
     "charter": "This version reads no charters: what a silo permits, it decides by taking part. Remove the section.",
 }
 
@@ -81,7 +81,8 @@ def unknown_section(name: str, came: Any) -> TreatyError:
     if name in _NO_SECTION:
         return Problem("only sections that this version honours", f"[{name}]", _NO_SECTION[name], f"[{name}]")
     if isinstance(came, Mapping):
-        return Problem("a section that treaties have", f"[{name}]", one_of(name, SECTIONS), f"[{name}]")
+        do = _of_the_matrix(name, came) or one_of(name, SECTIONS)
+        return Problem("a section that treaties have", f"[{name}]", do, f"[{name}]")
     homes = _homes(name)
     do = f"Move it under {homes}." if homes else f"Remove it, or name its section. {one_of(name, SECTIONS)}"
     return Problem("every key inside a section", f"{name} = {shown(came)} outside any", do, name)
@@ -96,7 +97,7 @@ def of_section(section: str, table: Any, error: ValidationError, written: bool) 
             came = f"{section} = {shown(table)}"
             yield key, problem(key, f"a section [{section}] of keys", came, f"Open it with a line [{section}].")
         elif fault["type"] == "extra_forbidden":
-            yield key, _unknown_key(section, name)
+            yield key, _unknown_key(section, name, table[name])
         elif fault["type"] == "missing":
             came = "nothing" if written else f"no section [{section}]"
             do = f"Add {setting(key)} (for example) under [{section}]."
@@ -112,32 +113,46 @@ def expectation(key: str) -> str:
     if "expected" in schema:
         return str(schema["expected"])
     if "enum" in schema:
-        return "one of " + ", ".join(f'"{name}"' for name in schema["enum"])
+        return "one of " + ", ".join(map(text.value, schema["enum"]))
     kind = {"integer": "an integer", "number": "a number", "boolean": "true or false"}.get(schema["type"])
     return f"{kind} {_range(schema)}".rstrip() if kind else "a text in quotes, on one line"
 
 
 def _advice(key: str, came: Any) -> str:
     schema = _schema(key)
-    known = schema.get("enum") or schema.get("known")
+    known = [x for x in schema.get("enum") or schema.get("known") or () if isinstance(x, str)]
     if isinstance(came, list | tuple) and known:
         odd = next((x for x in came if x not in known), None)
         return "Name each once." if odd is None else one_of(str(odd), known)
     if isinstance(came, str) and known:
-        return one_of(came, known)
+        return _of_the_matrix(came) or one_of(came, known)
     name = key.partition(".")[2]
     if isinstance(came, str) and schema.get("type") in ("integer", "number", "boolean"):
         return f"Write it without quotes, for example {setting(key)}."
     return f"Write, for example, {setting(key)}{_or_leave_out(key, name)}."
 
 
+def _of_the_matrix(*came: Any) -> str:
+    """Why treaties do not have what was written, where it is a feature that the validity matrix knows; else ""."""
+    return next((said for x in came for word in _texts(x) if (said := advice(word))), "")
+
+
+def _texts(x: Any) -> Iterator[str]:
+    if isinstance(x, str):
+        yield x
+    elif isinstance(x, Mapping | list | tuple):
+        for inner in (*x, *x.values()) if isinstance(x, Mapping) else x:
+            yield from _texts(inner)
+
+
 def _or_leave_out(key: str, name: str) -> str:
     return "" if SECTIONS[key.partition(".")[0]].model_fields[name].is_required() else ", or leave it out"
 
 
-def _unknown_key(section: str, name: str) -> TreatyError:
+def _unknown_key(section: str, name: str, came: Any) -> TreatyError:
     homes = _homes(name)
-    do = f"It belongs under {homes}." if homes else one_of(name, SECTIONS[section].model_fields)
+    known = SECTIONS[section].model_fields
+    do = f"It belongs under {homes}." if homes else _of_the_matrix(name, came) or one_of(name, known)
     return problem(f"{section}.{name}", f"a key that [{section}] has", f'"{name}"', do)
 
 

@@ -5,18 +5,25 @@ Each rule names the dotted keys it reads, so that a treaty with a mistake elsewh
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from ..errors import TreatyError
+from ..stages.words import room
 from . import text
+from .combinations import decide
+from .features import FEATURES, KEYS, features
 from .mistakes import problem, setting
-from .schema import GIVEN, MEMORY, Section
+from .schema import GIVEN, LEAST_SECRET, MEMORY, Section
 
 COUNTED = ("dirichlet", "quantity", "iid")
 LOCAL_UNITS = ("example", "author")
+LEAST_ROOM = 127
+"""Steps either way that a coordinate of one silo needs at least: eight bits, of which rounding takes the last."""
 _ADAPTIVE = ("adagrad", "adam", "yogi")
 _FOLDER_NAME = re.compile(r"\w(?:[\w.-]{0,78}[\w-])?")
 
@@ -50,6 +57,8 @@ APPLIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "privacy.randomness",
             "privacy.public_text",
             "privacy.keep_modules",
+            "privacy.noise",
+            "privacy.placement",
         ),
         ("privacy.unit", ("example", "author", "silo")),
     ),
@@ -59,9 +68,22 @@ APPLIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     **dict.fromkeys(("privacy.author_examples", "privacy.sampling"), ("privacy.unit", ("author",))),
     **dict.fromkeys(
-        ("privacy.noise", "privacy.placement", "privacy.hide_cohort", "privacy.accept_noise"),
+        ("privacy.hide_cohort", "privacy.accept_noise"),
         ("privacy.unit", ("silo",)),
     ),
+    **dict.fromkeys(
+        (
+            "secure.word",
+            "secure.range",
+            "secure.corrupt",
+            "secure.dropout",
+            "secure.neighbours",
+            "secure.threshold",
+            "secure.group_size",
+        ),
+        ("secure.sums", ("masked", "encrypted")),
+    ),
+    **dict.fromkeys(("secure.scheme", "secure.encrypted_share", "secure.key_holders"), ("secure.sums", ("encrypted",))),
     "cohort.size": ("cohort.sampling", ("fixed",)),
     "cohort.rate": ("cohort.sampling", ("poisson",)),
 }
@@ -278,14 +300,17 @@ def _silos_large_enough(t: Facts) -> Iterator[TreatyError]:
         yield problem("data.max_examples", "max_examples ≥ min_examples", came, "Lower the one or raise the other.")
 
 
-@_reads("cohort.size", "cohort.minimum", "cohort.sampling", "silos.count", "silos.by", "silos.names", "data.keep")
+_MANY = ("cohort.size", "cohort.sampling", "silos.count", "silos.by", "silos.names", "data.keep")
+
+
+@_reads(*_MANY, "cohort.minimum", "secure.sums")
 def _a_cohort_that_can_be(t: Facts) -> Iterator[TreatyError]:
     silos, fixed = _most_silos(t), t.applies("cohort.size") and t.given("cohort.size")
     size, minimum = t["cohort.size"], t["cohort.minimum"]
     if fixed and silos is not None and size > silos:
         yield problem("cohort.size", f"size ≤ {silos}, the number of silos", f"{size}", f"Set size = {silos} or less.")
     most = min(x for x in (size if fixed else None, silos, minimum) if x is not None)
-    if minimum > most:
+    if minimum > most and not _secure(t):  # secure sums say themselves what is too few
         do = f"Set minimum = {most} or less."
         yield problem("cohort.minimum", f"minimum ≤ {most}, the most silos that a round can have", f"{minimum}", do)
 
@@ -357,16 +382,218 @@ def _authors_as_groups(t: Facts) -> Iterator[TreatyError]:
         yield problem("privacy.author_examples", expected, "none", do)
 
 
-@_reads("privacy.unit", "cohort.sampling", "cohort.minimum", "privacy.hide_cohort")
+@_reads("privacy.unit", "cohort.sampling", "cohort.minimum", "privacy.hide_cohort", "secure.sums")
 def _sampled_silos(t: Facts) -> Iterator[TreatyError]:
     if t["privacy.unit"] != "silo":
         return
     if t["privacy.hide_cohort"] and t["cohort.sampling"] != "poisson":
         do = 'Set sampling = "poisson" in [cohort], or leave hide_cohort out.'
         yield problem("privacy.hide_cohort", "silos drawn by independent coins", t.line("cohort.sampling"), do)
-    if t["cohort.sampling"] == "poisson" and t["cohort.minimum"] > 1:
+    if t["cohort.sampling"] == "poisson" and t["cohort.minimum"] > 1 and not _secure(t):
         do = "Set minimum = 1: a round that depends on how many silos the coins chose is not Poisson sampling."
         yield problem("cohort.minimum", "minimum = 1 with sampled silos under [privacy]", t.line("cohort.minimum"), do)
+
+
+@_reads("privacy.unit", "privacy.placement", "privacy.noise")
+def _noise_inside_silos(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.unit"] not in LOCAL_UNITS:
+        return
+    if t["privacy.placement"] == "server":
+        do = 'Set placement = "silo", or leave it out: it is the silo that sees single units.'
+        expected = 'placement "silo" or "shared" for units inside silos'
+        yield problem("privacy.placement", expected, t.line("privacy.placement"), do)
+    if t["privacy.placement"] == "silo" and t["privacy.noise"] != "gaussian":
+        do = 'Set noise = "gaussian", or placement = "shared", whose shares of the noise are integers.'
+        yield problem("privacy.noise", 'noise = "gaussian" where each silo adds all of it', t.line("privacy.noise"), do)
+
+
+@_reads("privacy.unit", "privacy.placement", "secure.sums")
+def _shares_of_noise(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.unit"] == "none" or t["privacy.placement"] != "shared":
+        return
+    rehearsed = t["privacy.unit"] == "silo" and t["secure.sums"] == "open"
+    if t["secure.sums"] != "masked" and not rehearsed:
+        do = 'Set sums = "masked" in [secure], or placement = "silo": a share of the noise protects only the sum.'
+        yield problem("secure.sums", 'sums = "masked" with placement = "shared"', t.line("secure.sums"), do)
+
+
+_ONE_STEP = (
+    ("local.steps", 1, "a second step would start from what the first one learned without noise"),
+    ("local.optimizer", "sgd", "a step must be a multiple of the sum of clipped gradients"),
+    ("local.momentum", 0.0, "a step must not carry what earlier ones learned without noise"),
+    ("local.weight_decay", 0.0, "a step must be a multiple of the sum of clipped gradients"),
+    ("local.schedule", "constant", "the noise is that of one learning rate"),
+    ("local.warmup", 0, "the noise is that of one learning rate"),
+    ("local.keep_optimizer", False, "a step must not carry what earlier ones learned without noise"),
+    ("disclosure.loss", False, "a loss of the step is not covered by the noise on the update"),
+    ("privacy.sampling", "units", "the sum of clipped gradients has one norm for each unit"),
+    ("privacy.clipping", "whole", "the noise is that of one norm for the whole update"),
+    ("privacy.bands", 1, "shares of noise are drawn anew in every round"),
+)
+
+
+@_reads("privacy.unit", "privacy.placement", *(key for key, _, _ in _ONE_STEP))
+def _one_step_under_shared_noise(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.unit"] in LOCAL_UNITS and t["privacy.placement"] == "shared":
+        for key, only, why in _ONE_STEP:
+            if t[key] is not None and t[key] != only:
+                line = f"{key.partition('.')[2]} = {text.value(only)}"
+                do = f'Set {line}: {why}. Or set placement = "silo" in [privacy], where each step has its own noise.'
+                yield problem(key, f'{line} with placement = "shared"', t.line(key), do)
+
+
+@_reads(*_MANY, "secure.sums", "secure.corrupt", "secure.dropout", "cohort.minimum")
+def _enough_for_a_secret(t: Facts) -> Iterator[TreatyError]:
+    if not _secure(t):
+        return
+    silos, minimum, least = _parties(t), t["cohort.minimum"], _least_secret(t)
+    if minimum < least:
+        do = f"Set minimum = {least} or more: two honest silos at least must be left when the corrupt take theirs off."
+        yield problem("cohort.minimum", f"minimum ≥ {least} with secure sums", f"{minimum}", do)
+    if silos is None:
+        return
+    left = silos - _part(t["secure.dropout"], silos)
+    if silos < least:
+        do = 'Bring more silos into a round: in the sum of two, each reads the other. Or set sums = "open".'
+        yield problem("secure.sums", f"at least {least} silos a round with secure sums", f"{silos}", do)
+    elif max(minimum, least) > left:
+        expected = f"minimum ≤ {left}, the silos of a round that are left when dropout takes its share of {silos}"
+        do = f"Lower minimum (to {least} at least) or [secure] dropout, or bring more silos into a round."
+        yield problem("cohort.minimum", expected, f"{minimum}", do)
+
+
+@_reads("secure.sums", "privacy.unit", "privacy.hide_cohort", "cohort.sampling")
+def _a_known_cohort(t: Facts) -> Iterator[TreatyError]:
+    if not _secure(t) or t["privacy.unit"] != "silo":
+        return
+    if t["privacy.hide_cohort"]:
+        do = "Leave hide_cohort out: silos share secrets with one another, and the coordinator must know who is there."
+        yield problem("privacy.hide_cohort", "no secret of who takes part with secure sums", "hide_cohort = true", do)
+    if t["cohort.sampling"] == "poisson":
+        do = 'Set sampling = "fixed" and a size: how many coins draw must decide nothing.'
+        expected = "a public number of silos a round where secure sums protect whole silos"
+        yield problem("cohort.sampling", expected, t.line("cohort.sampling"), do)
+
+
+@_reads("secure.sums", "disclosure.holdings")
+def _no_counts_beside_a_sum(t: Facts) -> Iterator[TreatyError]:
+    if _secure(t) and t["disclosure.holdings"]:
+        do = "Set holdings = false in [disclosure], or leave it out: counts are private, and no mask covers them."
+        yield problem("disclosure.holdings", "holdings = false with secure sums", "holdings = true", do)
+
+
+@_reads("secure.sums", "server.weighting", "server.max_weight")
+def _a_weight_with_an_end(t: Facts) -> Iterator[TreatyError]:
+    if _secure(t) and t["server.weighting"] == "examples" and not t.given("server.max_weight"):
+        do = 'Add max_weight = 1000.0 (for example) under [server], or set weighting = "uniform".'
+        expected = "max_weight, for which a secure sum of weights keeps room"
+        yield problem("server.max_weight", expected, "none", do)
+
+
+@_reads(*_MANY, "secure.sums", "secure.word")
+def _room_in_a_word(t: Facts) -> Iterator[TreatyError]:
+    silos, word = _parties(t), t["secure.word"]
+    if not _secure(t) or silos is None:
+        return
+    if room(word, silos) < LEAST_ROOM:
+        do = f"Set word = {min(64, 2 * word)}."
+        expected = f"a word in which each of {silos:,} silos has {LEAST_ROOM} steps either way"
+        yield problem("secure.word", expected, f"word = {word}, in which each has {room(word, silos)}", do)
+
+
+@_reads("secure.sums", "secure.corrupt", "secure.dropout")
+def _a_threshold_between(t: Facts) -> Iterator[TreatyError]:
+    corrupt, dropout = t["secure.corrupt"], t["secure.dropout"]
+    if _secure(t) and not corrupt + 2 * dropout < 1:
+        do = "Lower one of them: those who are left must be able to open a mask, the corrupt with half of the rest not."
+        expected = "corrupt + 2 × dropout < 1"
+        yield problem("secure.corrupt", expected, f"{corrupt:g} + 2 × {dropout:g}", do)
+
+
+@_reads("secure.sums", "secure.neighbours", "secure.threshold")
+def _more_than_half_the_neighbours(t: Facts) -> Iterator[TreatyError]:
+    k, threshold = t["secure.neighbours"], t["secure.threshold"]
+    if not _secure(t):
+        return
+    if t.given("secure.neighbours") and k < LEAST_SECRET - 1:
+        do = "Set neighbours = 2 or more, or leave it out."
+        yield problem("secure.neighbours", "neighbours ≥ 2", f"{k}", do)
+    elif t.given("secure.neighbours") and t.given("secure.threshold") and not k < 2 * threshold <= 2 * k:
+        do = f"Set threshold between {k // 2 + 1} and {k}, or leave both out."
+        expected = f"more than half of the {k} neighbours, and no more than there are"
+        yield problem("secure.threshold", expected, f"{threshold}", do)
+
+
+@_reads("privacy.unit", "privacy.placement", "secure.sums", "secure.neighbours")
+def _noise_that_no_lie_divides(t: Facts) -> Iterator[TreatyError]:
+    shared = t["privacy.unit"] != "none" and t["privacy.placement"] == "shared"
+    if _secure(t) and shared and t.given("secure.neighbours"):
+        do = "Leave neighbours out: with shares of noise every silo masks with every other, so that no lie about who"
+        do += " survived takes a part of the noise away."
+        yield problem("secure.neighbours", 'no neighbours with placement = "shared"', t.line("secure.neighbours"), do)
+
+
+@_reads("secure.sums", "secure.scheme")
+def _an_exact_scheme(t: Facts) -> Iterator[TreatyError]:
+    if t["secure.sums"] == "encrypted" and t["secure.scheme"] == "ckks":
+        do = 'Set scheme = "bfv": it is exact. What CKKS decrypts, sent to the coordinator, gives the secret key away.'
+        yield problem("secure.scheme", 'scheme = "bfv" where the coordinator gets the sum', 'scheme = "ckks"', do)
+
+
+@_reads(*_MANY, "secure.sums", "secure.group_size", "secure.dropout", "cohort.minimum")
+def _groups_large_enough(t: Facts) -> Iterator[TreatyError]:
+    size, silos = t["secure.group_size"], _parties(t)
+    if not _secure(t) or not t.given("secure.group_size"):
+        return
+    left = size - _part(t["secure.dropout"], size)
+    if silos is not None and size > silos:
+        do = f"Set group_size = {silos} or less, or leave it out: all are then one group."
+        yield problem("secure.group_size", f"group_size ≤ {silos}, the silos of a round", f"{size}", do)
+    elif left < (least := max(t["cohort.minimum"], LEAST_SECRET)):
+        expected = f"groups of which {least} are left, the least that a sum may have, when dropout takes its share"
+        do = "Raise group_size, or lower [secure] dropout or [cohort] minimum, which counts in each group."
+        yield problem("secure.group_size", expected, f"{left} of {size}", do)
+
+
+@_reads(*_MANY, "secure.sums", "secure.key_holders")
+def _holders_among_the_silos(t: Facts) -> Iterator[TreatyError]:
+    silos = _most_silos(t)
+    if t["secure.sums"] == "encrypted" and silos is not None and t["secure.key_holders"] > silos:
+        expected = f"key_holders ≤ {silos}, the number of silos"
+        yield problem(
+            "secure.key_holders", expected, f"{t['secure.key_holders']}", f"Set key_holders = {silos} or less."
+        )
+
+
+@_reads(*KEYS)
+def _nothing_that_the_matrix_refuses(t: Facts) -> Iterator[TreatyError]:
+    for row in decide(features(t)):
+        if row.verdict == "refuse":
+            key = next(key for names in reversed(row.of) for name in names if (key := FEATURES[name].key))
+            came = " and ".join(t.line(FEATURES[name].key) for names in row.of for name in names if name in features(t))
+            yield problem(key, "a combination that holds", came, f"{row.reason} Instead: {row.instead}")
+
+
+def _secure(t: Facts) -> bool:
+    return bool(t["secure.sums"] != "open")
+
+
+def _least_secret(t: Facts) -> int:
+    """The fewest silos whose sum may become known: two of them honest, and three in all."""
+    return max(LEAST_SECRET, _part(t["secure.corrupt"], _most_silos(t) or 0) + 2)
+
+
+def _part(share: float, silos: int) -> int:
+    """A share of so many silos, rounded down; 0.29 of a hundred is 29, as it was meant."""
+    return math.floor(Fraction(str(share)) * silos)
+
+
+def _parties(t: Facts) -> int | None:
+    """How many silos are asked in a round at most; None where only the data will tell."""
+    if t.applies("cohort.size") and t.given("cohort.size"):
+        size: int | None = t["cohort.size"]
+        return size
+    return _most_silos(t)
 
 
 def _most_silos(t: Facts) -> int | None:

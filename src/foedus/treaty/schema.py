@@ -15,6 +15,8 @@ MEMORY = "memory"
 GIVEN = "given"
 PARTITIONS = ("domain", "author", "label", "column:<name>", "dirichlet", "quantity", "iid", GIVEN)
 BASELINES = ("base", "local", "pooled")
+LEAST_SECRET = 3
+"""Silos in a secure sum: in one of two, each reads the other's number by taking off its own."""
 MOST = 2**63 - 1  # TOML's integers have 64 bits
 
 
@@ -301,6 +303,30 @@ class Privacy(Section):
     keep_modules: Annotated[float, Field(gt=0, le=1)] = Field(0.25, description="share of the modules that are trained")
 
 
+class Secure(Section):
+    """[secure]: how silos' updates are summed. Left out, in the open: the coordinator sees every one."""
+
+    sums: Literal["open", "masked", "encrypted"] = Field(
+        "open", description="who sees a single update: the coordinator, or only its silo"
+    )
+    word: Literal[16, 32, 64] = Field(32, description="bits of a coordinate of the sum")
+    range: Positive = Field(1.0, description="largest number of an update; one with a larger is scaled down")
+    corrupt: Fraction = Field(0.1, description="share of silos that may collude with the coordinator")
+    dropout: Fraction = Field(0.1, description="share of silos that may vanish in a round")
+    neighbours: Count | None = Field(
+        None, description="silos with which each shares secrets; left out, found by search", examples=[32]
+    )
+    threshold: Count | None = Field(
+        None, description="neighbours who can open a mask; left out, found by search", examples=[22]
+    )
+    group_size: Count | None = Field(
+        None, description="sums in random groups of at least so many, each one seen", examples=[5]
+    )
+    scheme: Literal["bfv", "ckks"] = Field("bfv", description="the first exact, on integers")
+    encrypted_share: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="of the numbers; the rest is masked")
+    key_holders: Count = Field(1, description="silos that hold the secret key")
+
+
 class Performance(Section):
     """[performance]: bears on speed only, and is no part of the digest."""
 
@@ -330,5 +356,6 @@ SECTIONS: dict[str, type[Section]] = {
     "evaluation": Evaluation,
     "disclosure": Disclosure,
     "privacy": Privacy,
+    "secure": Secure,
     "performance": Performance,
 }

@@ -6,30 +6,40 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..privacy.statement import statement as words
+from ..secure.backends import trust
+from ..secure.parameters import SMALL
 from .core import Treaty
 
-_LEAKS = (
-    "Updates are not protected. From a silo's update, from the sum of all, or from the finished model one can learn"
-    " whether a given text was used (membership), properties of the data such as its topics and classes, and the text"
-    " itself: exact recovery of whole sequences has been measured from full gradients, and from LoRA's wherever the"
-    " rank is at least the number of tokens. A smaller rank, more local steps or more silos make that harder and"
-    " promise nothing. Nothing stops a curious coordinator, or whoever reads its memory or its wires: it sees every"
-    " update by itself."
+_LEARNED = (
+    "one can learn whether a given text was used (membership), properties of the data such as its topics and classes,"
+    " and the text itself: exact recovery of whole sequences has been measured from full gradients, and from LoRA's"
+    " wherever the rank is at least the number of tokens. A smaller rank, more local steps or more silos make that"
+    " harder and promise nothing."
+)
+_OPEN = (
+    f"Updates are not protected. From a silo's update, from the sum of all, or from the finished model {_LEARNED}"
+    " Nothing stops a curious coordinator, or whoever reads its memory or its wires: it sees every update by itself."
+)
+_SECRET = (
+    f"A sum is not a guarantee: from it, or from the finished model, {_LEARNED} The sums of two rounds can be"
+    " subtracted: who was in one of them alone shows in what is left."
 )
 
 
 def statement(treaty: Treaty, facts: Mapping[str, Any] | None = None) -> str:
     """The guarantee in words, or that there is none. `facts`: of the treaty's privacy plan."""
     if facts is None:
-        return unprotected()
+        return unprotected(treaty)
     uncovered = "; ".join(not_covered(treaty))
-    beside = f" Not covered by the guarantee: {uncovered}." if uncovered else ""
-    return " ".join(words(facts, facts["epsilon"])) + beside
+    beside = [f"Not covered by the guarantee: {uncovered}."] if uncovered else []
+    return " ".join([*words(facts, facts["epsilon"]), *_sums(treaty), *beside])
 
 
-def unprotected() -> str:
-    """What a treaty without [privacy] promises."""
-    return f"No privacy guarantee: unit none, epsilon none. {_LEAKS}"
+def unprotected(treaty: Treaty | None = None) -> str:
+    """What a treaty without [privacy] promises; without a treaty, what sums in the open do."""
+    none = "No privacy guarantee: unit none, epsilon none."
+    secret = _sums(treaty) if treaty else []
+    return " ".join([none, *secret, _SECRET] if secret else [none, _OPEN])
 
 
 def privacy(treaty: Treaty, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -42,11 +52,13 @@ def privacy(treaty: Treaty, facts: Mapping[str, Any] | None = None) -> dict[str,
 def not_covered(treaty: Treaty) -> list[str]:
     """What reads private data and is not charged to the guarantee."""
     often = treaty.evaluation.every <= treaty.algorithm.rounds
+    secret = treaty.secure.sums != "open"
+    validated = "the silos' validation shares together" if secret else "each silo's validation share"
     found = [
-        (treaty.disclosure.loss, "each silo's training loss"),
+        (treaty.disclosure.loss, "the sum of the silos' training losses" if secret else "each silo's training loss"),
         (treaty.disclosure.holdings, "how much each silo holds"),
-        (often, "the exact evaluation sums on each silo's validation share, and what is chosen by them (when to stop,"
-                " which round to keep, hyper-parameters)"),
+        (often, f"the exact evaluation sums on {validated}, and what is chosen by them (when to stop, which round to"
+                " keep, hyper-parameters)"),
         (True, "the final evaluation sums on held-out examples"),
         ("pooled" in treaty.evaluation.baselines, "the pooled baseline, which is for simulations"),
         ("local" in treaty.evaluation.baselines, "the baselines of silos alone"),
@@ -64,24 +76,31 @@ def describe(treaty: Treaty, numbers: int | None = None) -> list[str]:
 
 def _each_round(treaty: Treaty, numbers: int | None) -> list[str]:
     many = f"{numbers:,} numbers" if numbers is not None else "one number for each trained parameter"
-    lines = [f"its update, in every round it takes part in: {many}, {_protected(treaty)}"]
+    secret = treaty.secure.sums != "open"
+    beside = "in the same secret sum" if secret else "with its update"
+    lines = [f"its update, in every round it takes part in: {many}, {_protected(treaty)}{_hidden(treaty)}"]
     if treaty.server.weighting == "examples":
         most = treaty.server.max_weight
         capped = f", {most:g} at most" if most is not None else ""
-        lines.append(f"with its update, as its weight: how many training examples it has{capped}")
+        lines.append(f"{beside}, as its weight: how many training examples it has{capped}")
     if treaty.disclosure.loss:
-        lines.append("with its update: the sum of its training losses, and of how many targets")
-        lines.append("its training loss, every round, under its name in the run's records")
+        lines.append(f"{beside}: the sum of its training losses, and of how many targets")
+        if not secret:
+            lines.append("its training loss, every round, under its name in the run's records")
+    if secret and (treaty.privacy.unit == "none" or treaty.privacy.placement == "silo"):
+        lines.append(f"{beside}: whether a number of its update was above {treaty.secure.range:g}, and all scaled down")
+    if secret:
+        lines.append("public keys, and shares of its masks' secrets, each sealed for the one silo that keeps it")
     return lines
 
 
 def _protected(treaty: Treaty) -> str:
     p = treaty.privacy
     if p.unit == "none":
-        return "unprotected"
+        return "unprotected" if treaty.secure.sums == "open" else "without noise"
     if p.max_norm == "none":
         return "with noise that guarantees nothing"
-    if p.unit != "silo" or p.placement == "silo":
+    if p.placement == "silo":
         return "with noise that the silo added"
     return (
         "clipped, with a share of the noise"
@@ -90,17 +109,70 @@ def _protected(treaty: Treaty) -> str:
     )
 
 
+def _hidden(treaty: Treaty) -> str:
+    """How an update is kept from the coordinator, as the end of a sentence about it."""
+    s = treaty.secure
+    if s.sums == "open":
+        return ""
+    how = "masked"
+    if s.sums == "encrypted":
+        how = "encrypted" if s.encrypted_share == 1 else f"{s.encrypted_share:.0%} of them encrypted, the rest masked"
+    return f", {how}: the coordinator reads the sum of {_crowd(treaty)} and no single one"
+
+
+def _crowd(treaty: Treaty) -> str:
+    if treaty.secure.group_size is not None:
+        return f"a random group of {treaty.secure.group_size} silos or more ({treaty.cohort.minimum} if some vanish)"
+    return f"at least {treaty.cohort.minimum} silos"
+
+
+def _if_it_lies(treaty: Treaty) -> str:
+    """What a lying coordinator can make of silos that mask with some of the others only."""
+    if treaty.secure.group_size is not None or treaty.privacy.placement == "shared":
+        return ""
+    return (
+        f"Of more than {SMALL} silos each masks with some: a coordinator that lies may then learn sums of fewer, in"
+        " which each honest silo stands beside at least threshold − corrupt honest neighbours. "
+    )
+
+
+def _sums(treaty: Treaty) -> list[str]:
+    """What secure sums keep from whom, in sentences; none for sums in the open."""
+    s = treaty.secure
+    if s.sums == "open":
+        return []
+    lines = [f"Secure sums: the coordinator sees only the sum of the updates of {_crowd(treaty)}, and no single one."]
+    if s.group_size is not None:
+        lines.append(f"A silo hides in its group, of {treaty.cohort.minimum} at least, and not among all silos.")
+    if s.sums == "masked" or s.encrypted_share < 1:
+        lines.append(
+            f"Masks hold against a coordinator that lies and up to {s.corrupt:.0%} of the silos (rounded down) in"
+            " league with it, where silos know each other's public keys beforehand; each of those takes its own part"
+            f" off a sum. {_if_it_lies(treaty)}No mask stops a silo from sending a false update."
+        )
+    if s.sums == "encrypted":
+        lines.append(trust(s.key_holders))
+    return lines
+
+
 def _evaluations(treaty: Treaty) -> list[str]:
     often = treaty.evaluation.every
     rounds = "round" if often == 1 else f"{often} rounds"
     when = f"every {rounds} and at the end" if often <= treaty.algorithm.rounds else "at the end"
-    lines = [f"evaluation sums by domain, {when}: nats of loss, targets, bytes of text, correct predictions"]
+    secret = treaty.secure.sums != "open"
+    alone = ", under its name: no mask covers them" if secret else ""
+    kept = ", read only as the sum of all silos" if secret else ""
+    lines = [f"evaluation sums by domain, {when}: nats of loss, targets, bytes of text, correct predictions{kept}"]
     if "local" in treaty.evaluation.baselines:
-        lines.append('for the baseline "local": the same sums, and losses, of a model trained on its text alone')
+        lines.append(
+            f'for the baseline "local": the same sums, and losses, of a model trained on its text alone{alone}'
+        )
     if "pooled" in treaty.evaluation.baselines:
         lines.append(
             'for the baseline "pooled": all its training text; ask for it only where one party may hold it all'
         )
+    if secret and {"local", "pooled"} & set(treaty.evaluation.baselines):
+        lines.append("(these baselines are for simulations: they show what secure sums hide)")
     return lines
 
 
