@@ -46,7 +46,7 @@ RUNS = {
 }
 KINDS = ("span", "span bag", "token bag")
 GUESSED = 0.45
-"""More tokens than this no attack names by chance: a bag of five sentences is a quarter of the vocabulary."""
+"""A larger share of the tokens no attack names by chance: a bag of five sentences is a quarter of the vocabulary."""
 
 
 def secure(model: str = "tiny:gpt2", adapter=FULL, **changes) -> Treaty:
@@ -123,15 +123,17 @@ class Run:
             [(unpack(Survivors, ask.mail), unpack(Reveal, r.mail)) for ask, r in self.wire.of("unmask")],
         )
 
-    def views(self) -> dict[tuple[str, ...], list[np.ndarray]]:
-        """Silos → vectors in which an attack may look for their texts: all but the sum of all that were summed."""
-        found = self.masked()
-        tried = attack._Attack(self.seen())
-        bare = {name: tried._stripped(name)[0] for name in found}  # every mask off that the coordinator can compute
-        out: dict[tuple[str, ...], list[np.ndarray]] = {(name,): [found[name], bare[name]] for name in self.silos}
-        out[self.silos] = [_added(found.values())]
+    def views(self) -> dict[str, list[tuple[tuple[str, ...], np.ndarray]]]:
+        """Where an attack may look for whose texts: in all that was seen but the sum itself."""
+        sent, tried = self.masked(), attack._Attack(self.seen())
+        bare = {name: tried._stripped(name)[0] for name in sent}  # every mask off that the coordinator can compute
         rest = self.summed[1:]
-        return out | {rest: [_added(bare[name] for name in rest)]}
+        return {
+            "what each silo sent": [((name,), words) for name, words in sent.items()],
+            "that, without the masks that can be taken off": [((name,), words) for name, words in bare.items()],
+            "all that was sent, added up": [(self.silos, _added(sent.values()))],
+            "the sum of all but one": [(rest, _added(bare[name] for name in rest))],
+        }
 
     def recovered(self, words: np.ndarray, whose: Sequence[str], kinds=KINDS, **how) -> dict[str, Recovery]:
         """What the attacks find of the texts of `whose` in words."""
@@ -200,10 +202,11 @@ def test_everything_that_passed_the_coordinator_opens_the_sum_over_the_survivors
 def test_no_attack_on_all_that_the_coordinator_saw_finds_more_than_one_on_the_sum(name):
     r = run(name)
     of_sum = best(r.recovered(_added(r.before[silo] for silo in r.summed), r.summed))
-    for silos, vectors in r.views().items():
-        for words in vectors:
-            found = r.recovered(words, silos)
-            assert found["span"].exact == 0 and best(found) <= min(of_sum, GUESSED), silos
+    for view, vectors in r.views().items():
+        found = [r.recovered(words, whose) for whose, words in vectors]
+        assert all(read["span"].exact == 0 for read in found), view
+        tokens = max(np.mean([read[kind].tokens for read in found]) for kind in KINDS)
+        assert tokens <= min(of_sum, GUESSED), view
 
 
 def test_the_sum_of_five_sentences_names_tokens_and_gives_no_sentence_away():

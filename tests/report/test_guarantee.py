@@ -45,6 +45,10 @@ TERMS = {
         "silo", 2.5e-6, ROUNDS, noise_multiplier=2.0, silos=50, expected=50.0, placement="shared", minimum=9,
         discrete=True,
     ),
+    "shares in words": Terms(
+        "author", 2.5e-6, ROUNDS, noise_multiplier=2.0, silos=8, expected=8.0, placement="shared", minimum=6,
+        discrete=True, word=32, parties=8, colluding=1, lr=0.5, rate=0.1, divisor=8.0,
+    ),
 }  # fmt: skip
 
 
@@ -63,6 +67,12 @@ def test_every_guarantee_is_shown_whole(private, kind):
         assert what in said
     assert f"{epsilon_text(recorded['epsilon'])} for one {recorded['unit']}" in root.all("header")[0].text
     assert "no privacy guarantee" not in root.all("header")[0].text and "SIMULATED" not in said
+
+
+def test_shares_of_noise_say_whom_they_hold_against(private):
+    folder, recorded = private(TERMS["shares in words"])
+    assert "against the coordinator and 1 silo in league with it" in guarantee_of(recorded).short
+    assert "in 4 rounds" in words(shown(folder).section("privacy"))
 
 
 @pytest.mark.parametrize("kind", TERMS)

@@ -20,6 +20,8 @@ from foedus.secure.messages import (
     Agreement,
     Box,
     Call,
+    Decrypt,
+    Decrypted,
     Delivery,
     Deposit,
     Invitation,
@@ -29,6 +31,7 @@ from foedus.secure.messages import (
     Openings,
     Parcel,
     Reveal,
+    SumKey,
     Survivors,
     genuine,
     pack,
@@ -64,6 +67,9 @@ EXAMPLES = [
     Survivors(octets("session"), "train 3", octets("call"), "5a" * 32, ("a", "b", "c"), ("a", "b")),
     Reveal(octets("session"), "a", "train 3", octets("statement"), octets("sealed", 80), KEYS, DEPOSIT),
     Reveal(octets("session"), "a", "train 3", octets("statement"), octets("sealed", 80), KEYS),
+    SumKey(Invitation(octets("agreement"), octets("nonce")), "a", octets("key", 90)),
+    Decrypt(octets("session"), "train 3", ("a", "b"), octets("total", 80)),
+    Decrypted(octets("request"), "a", octets("words", 40)),
 ]
 SHOWN = {
     "Invitation": "agreement=32 nonce=32 signature=64",
@@ -74,6 +80,9 @@ SHOWN = {
     "Delivery": "label parcels=416 session=32",
     "Masked": "label name session=32 signature=64 task words=32",
     "Survivors": "call=32 label next participants session=32 signature=64 survivors task",
+    "SumKey": "invitation=440 key=90 name signature=64",
+    "Decrypt": "purpose session=32 signature=64 survivors total=80",
+    "Decrypted": "name request=32 signature=64 words=40",
     "Reveal": "keys=160 label name next sealed=80 session=32 signature=64 statement=32",
 }
 """What each message shows: texts and lists of names, and byte strings with their length. Two neighbours each."""
@@ -173,6 +182,8 @@ def test_a_signature_is_for_one_kind_of_message_and_every_field_of_it():
                 changed = replace(signed, **{f.name: value + "x"})
             elif isinstance(value, dict):
                 changed = replace(signed, **{f.name: dict(list(value.items())[1:])})
+            elif isinstance(value, Invitation):
+                changed = replace(signed, invitation=replace(value, nonce=octets("another")))
             elif isinstance(value, tuple):
                 changed = replace(signed, **{f.name: value[1:]})
             else:
@@ -248,4 +259,4 @@ def test_only_named_kinds_are_messages():
     assert not any(isinstance(value, Member) for value in EXAMPLES)
 
 
-GOLDEN = "1950f12459a601ff347e6f35277da721c06504a2ab98c0f4ad5d499faa1769aa"
+GOLDEN = "b2c0ac32ce234d487febc5f5abf492d07a1db519313592d21f85911cc478f753"

@@ -119,7 +119,15 @@ def sections(sentences: Sequence[str]) -> list[tuple[str, str]]:
     return [*found, *([("Also", " ".join(also))] if also else [])]
 
 
+def _distributed(terms: Values) -> bool:
+    """Whether the noise came in shares, in sums of which nobody sees a part."""
+    return terms["placement"] == "shared" and bool(terms.get("word"))
+
+
 def _against(unit: str, terms: Values) -> str:
+    if _distributed(terms):
+        few = terms["colluding"]
+        return f"against the coordinator and {few} {'silo' if few == 1 else 'silos'} in league with it"
     if unit != "silo" or terms["placement"] == "silo":
         return "against everybody outside the silo"
     if terms["placement"] == "shared":
@@ -131,7 +139,8 @@ def _noise(unit: str, facts: Values) -> tuple[str, str] | None:
     multiplier, rate = facts.get("noise_multiplier"), float(facts["sampling_rate"])
     if multiplier is None:
         return None
-    steps = f"{thousands(facts['steps'])} {'rounds' if unit == 'silo' else 'steps in each silo'}"
+    whole = unit == "silo" or _distributed(facts["terms"])
+    steps = f"{thousands(facts['steps'])} {'rounds' if whole else 'steps in each silo'}"
     if facts["terms"]["bands"] > 1:
         return f"{multiplier:.3f}", f"times the clip norm, correlated over {steps}"
     ratio = facts["terms"]["ratio"]
