@@ -6,6 +6,12 @@
     flower       client updates a second, beside Flower's simulation engine
     overhead     what the engine costs a client, beside pfl-research and Flower
     private_step what privacy costs a training step, beside one without it and Opacus
+    noise        what noise costs, beside OpenDP and NumPy, and a silo's share of it
+    calibrate    how long it takes to find the noise for ε
+    masks        what masks cost a silo, beside the cipher alone and Flower's SecAgg+
+    secure       keys, shares and the coordinator's part of a secure sum, beside Flower's; and 10,000 simulated silos
+    secure_round what secure sums add to a whole round, in time and bytes
+    homomorphic  what encrypted sums cost, beside TenSEAL
 
 A benchmark is a module with `rows()`, which gives the rows of the table; `table.py` says what a row is.
 """

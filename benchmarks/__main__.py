@@ -10,7 +10,10 @@ from typing import Any
 
 from .table import Row, save, show
 
-NAMES = ("step", "federation", "memory", "flower", "overhead", "private_step", "noise", "calibrate")
+NAMES = (
+    "step", "federation", "memory", "flower", "overhead", "private_step", "noise", "calibrate", "masks", "secure",
+    "secure_round", "homomorphic",
+)  # fmt: skip
 STEPS = 30  # of step, so that the whole takes some ten minutes; run alone it takes 100
 
 

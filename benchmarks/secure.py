@@ -35,7 +35,7 @@ from .apart import apart, installed, peak
 from .masks import limit
 from .table import Row, faster, finish, share, show
 
-KEYS, SERVER, MEMORY = 6e-3, 0.150, 1.1  # s of a silo; s of the coordinator; peak beside that of a tenth of the silos
+KEYS, SERVER, MEMORY = 6e-3, 0.150, 0.01  # s of a silo, s of the coordinator, of a vector for each silo more
 BAD = "0.1"  # share of silos that may be corrupt, and that may drop out
 P, T = ParamSpec("P"), TypeVar("T")
 Terms = tuple[Agreement, Identity, Mapping[str, Identity]]
@@ -87,7 +87,7 @@ def gathered(agreed: Terms) -> tuple[Session, dict[str, Member], float]:
 
 
 def silo_rows(size: Size) -> Iterator[Row]:
-    """With as many neighbours as are chosen, and with all."""
+    """With as many neighbours as are chosen, for which the target is, and with all."""
     for neighbours in (None, size.silos - 1):
         agreement, *identities = terms(size.silos)
         agreed = replace(agreement, neighbours=neighbours), *identities
@@ -100,7 +100,7 @@ def silo_rows(size: Size) -> Iterator[Row]:
         turns = [(*silo_seconds(agreed), timed(peer)[1] if peer else 0.0) for _ in range(size.turns + 1)][1:]
         once, ours, theirs = map(min, zip(*turns, strict=True))
         name = f"keys and shares: {size.silos} silos, {graph.neighbours} neighbours, threshold {graph.threshold}"
-        yield share(f"{name}, for a sum, against the limit", ours, KEYS, "s", 1.0)
+        yield share(f"{name}, for a sum, against the limit", ours, KEYS, "s", None if neighbours else 1.0)
         yield faster(f"{name}, for a sum, against Flower's SecAgg+", ours, theirs if peer else None, "s")
         yield share(f"{name}, once a session, beside a sum", once, ours, "s")
 
@@ -177,8 +177,10 @@ def scale_rows(size: Size) -> list[Row]:
     lots = apart(many, size.many, size.silos, size.short)
     name = f"scale, simulated: {size.many:,} silos × {size.short:,} words in groups of {size.silos}, 5 % vanish"
     (memory, wrong, seconds), (less, _, sooner) = lots, few
+    more = (memory - less) / (size.many - size.many // 10)
     return [
-        share(f"{name}, peak memory, beside a tenth of them", memory / 2**30, less / 2**30, "GiB", MEMORY),
+        share(f"{name}, peak memory, beside a tenth of them", memory / 2**20, less / 2**20, "MiB"),
+        share(f"{name}, memory for each silo more, beside its vector", more, 4 * size.short, "bytes", MEMORY),
         share(f"{name}, words of the sum that are wrong, of all", wrong, size.short, "words", 0.0),
         share(f"{name}, time, beside ten times a tenth of them", seconds, 10 * sooner, "s"),
     ]

@@ -39,7 +39,7 @@ from foedus.stages.grid import Grid
 from foedus.stages.mask import Mask
 from foedus.stages.weigh import WEIGHT
 from foedus.stages.words import Words, layout_of, room
-from foedus.treaty import Treaty, parse
+from foedus.treaty import parse
 from foedus.types import State
 
 from .apart import apart, installed
@@ -70,7 +70,7 @@ test = 0.0
 minimum = 10
 [algorithm]
 name = "fedavg"
-rounds = 1000
+rounds = 2
 [local]
 steps = {steps}
 batch = {batch}
@@ -82,7 +82,7 @@ word = 16
 [disclosure]
 holdings = false
 [evaluation]
-every = 1000
+every = 2
 baselines = []
 [performance]
 cohort_batch = 1
@@ -128,12 +128,16 @@ class Rounds:
         return sum(self.clock), time.process_time() - began - sum(self.clock)
 
 
+def in_the_open(place: Workplace) -> Federation:
+    """The rules of the same treaty without secure sums."""
+    treaty = place.treaty.replace(**{"secure.sums": "open"})
+    return federation(treaty, tuple(place.silos), place.base.digest, place.plan)
+
+
 def rounds(base: str, steps: int, turns: int) -> dict[str, list[tuple[float, float]]]:
     """For "secure" and "open" rounds: (training, all else) of each, in seconds; the first one and `turns` more."""
-    treaty: Treaty = parse(TREATY.format(base=base, steps=steps, batch=BATCH))
-    place = build(treaty)
-    plain = federation(treaty.replace(**{"secure.sums": "open"}), tuple(place.silos), place.base.digest, place.plan)
-    runs = {"secure": Rounds(place, place.federation), "open": Rounds(place, plain)}
+    place = build(parse(TREATY.format(base=base, steps=steps, batch=BATCH)))
+    runs = {"secure": Rounds(place, place.federation), "open": Rounds(place, in_the_open(place))}
     out: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name in sorted(runs, reverse=turn % 2 == 0):

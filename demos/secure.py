@@ -342,6 +342,4 @@ def foedus() -> list[str]:
 
 
 if __name__ == "__main__":
-    if CURIOUS in sys.argv[1:2]:
-        curious(Path(sys.argv[2]), sys.argv[3:])
-    sys.exit(main())
+    sys.exit(curious(Path(sys.argv[2]), sys.argv[3:]) if CURIOUS in sys.argv[1:2] else main())

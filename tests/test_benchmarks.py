@@ -8,11 +8,15 @@ import math
 import numpy as np
 import pytest
 from benchmarks import __main__ as everything
-from benchmarks import federation, flower, memory, overhead, table
+from benchmarks import federation, flower, masks, memory, overhead, secure, secure_round, table
 from benchmarks.apart import apart, peak
 from benchmarks.table import Row, faster, more, share
 
+from foedus.build import build
+from foedus.secure import simulate
 from foedus.treaty import parse
+
+from .test_secure_run import secure as secure_treaty
 
 KEYS = {"name", "ours", "peer", "ratio", "target", "unit", "hardware"}
 
@@ -94,7 +98,53 @@ def test_flowers_table_compares_updates_a_second_and_the_losses():
 
 
 @pytest.mark.parametrize(
-    "text", [federation.TREATY.format(rounds=2, steps=1), memory.TREATY.format(silos=3, examples=5)]
+    "text",
+    [
+        federation.TREATY.format(rounds=2, steps=1),
+        memory.TREATY.format(silos=3, examples=5),
+        secure_round.TREATY.format(base=secure_round.MODEL, steps=1, batch=1),
+    ],
 )
 def test_the_treaties_of_the_benchmarks_are_sound(text):
     assert parse(text).algorithm.rounds == 2
+
+
+def test_small_secure_sums_give_every_row_and_each_sum_is_exact(monkeypatch):
+    for module in (masks, secure):
+        monkeypatch.setattr(module, "installed", lambda name: False)
+    size = secure.Size(silos=12, words=300, turns=1)
+    rows = [*masks.rows({100: 1}, 3), *secure.silo_rows(size), *secure.server_rows(size)]
+    assert len(rows) == 4 + 2 * 3 + 4 and all(row.ours > 0 for row in rows)
+    assert sum("not installed" in row.name for row in rows) == 2 + 2 + 1
+
+
+def test_many_simulated_silos_sum_exactly_whoever_of_them_vanishes():
+    assert secure.many(36, 36, 10)[1] == 0
+    steps = [secure.gone(name) for name in simulate.names(10_000)]
+    assert 400 < sum(map(bool, steps)) < 600 and set(steps) == {"", *simulate.GONE}
+
+
+def test_a_million_parameters_in_16_bits_take_two_bytes_each_and_little_more(monkeypatch):
+    monkeypatch.setattr(secure_round, "installed", lambda name: False)
+    small, large = (secure_round.steady_bytes(6, size) for size in (1000, 3000))
+    assert large - small == 2 * 2000 and small < 2000 + 4000
+
+
+def test_secure_and_open_rounds_are_those_of_one_workplace(tmp_path):
+    place = build(secure_treaty(tmp_path))
+    plain = secure_round.in_the_open(place)
+    runs = [secure_round.Rounds(place, rules) for rules in (place.federation, plain)]
+    for run in runs:
+        training, rest = run.one()
+        assert training > 0 and rest > 0 and run.state.round == 1
+    assert runs[0].rules.stages.hides and not runs[1].rules.stages.hides
+    assert all(np.allclose(x, runs[1].state.params[name], atol=1e-3) for name, x in runs[0].state.params.items())
+
+
+def test_flowers_own_code_recovers_what_its_clients_shared():
+    pytest.importorskip("flwr")
+    from benchmarks import peer_secagg
+
+    assert peer_secagg.Server(silos=5, gone=1, k=2, threshold=2, size=10).seconds() > 0
+    sealed = peer_secagg.share_keys(3, 2)()
+    assert len(sealed[peer_secagg.client.Key.CIPHERTEXT_LIST]) == 3

@@ -18,7 +18,7 @@ import pytest
 from foedus import loop, wire
 from foedus.build import Workplace, build
 from foedus.engines import Ask
-from foedus.errors import CohortError
+from foedus.errors import CohortError, GuaranteeError
 from foedus.execute import begin, execute, open_session
 from foedus.gather import InTheOpen, ask
 from foedus.governance import RunFolder, verify
@@ -28,7 +28,7 @@ from foedus.secure.messages import pack
 from foedus.stages import chain
 from foedus.stages.words import SUM
 from foedus.treaty import Treaty, load
-from foedus.types import Report, Total
+from foedus.types import Report, Task, Total
 
 from .conftest import write_treaty
 from .test_crash import finish, processes, work  # noqa: F401
@@ -396,3 +396,36 @@ def test_a_round_of_fewer_than_carry_the_noise_is_never_opened(tmp_path):
     with pytest.raises(CohortError, match="4 silos or more"):
         trained(place, engine)
     assert all(kind != "unmask" for _, kind, _ in engine.seen)
+
+
+def test_evaluation_sums_are_opened_for_one_set_of_survivors_a_round(tmp_path):
+    place = build(secure(tmp_path, **SIX))
+    session = open_session(begin(secure(tmp_path, **SIX), tmp_path / "run"), place)
+    params = place.bench.start()
+    task = Task(1, place.base.digest, params, place.federation.silos, 1)
+    first, _ = session.rules.gather.gather(session.engine, "evaluate", task, split="test")
+    fewer = replace(task, cohort=task.cohort[1:])
+    again = replace(session.rules.gather, openings=None)  # a coordinator that does not remember
+    with pytest.raises(CohortError, match="opened once"):
+        again.gather(session.engine, "evaluate", fewer, split="test")
+    same_again, _ = replace(session.rules.gather).gather(session.engine, "evaluate", task, split="test")
+    assert (first.tensors[SUM] == same_again.tensors[SUM]).all()
+
+
+def test_stages_that_hide_and_a_gathering_that_is_blind_go_together(tmp_path):
+    rules = build(secure(tmp_path)).federation
+    with pytest.raises(GuaranteeError, match="Give both or neither"):
+        replace(rules, gather=None)
+    with pytest.raises(GuaranteeError, match="Give both or neither"):
+        replace(rules, stages=chain(*rules.stages.stages[:-1]))
+
+
+def test_a_silo_without_its_keys_sends_nothing(tmp_path):
+    place = build(secure(tmp_path))
+    engine = place.engine()
+    engine.handler = replace(engine.handler, membership=None)
+    with pytest.raises(CohortError, match="a treaty with secure sums"):
+        trained(place, engine)
+    task = Task(0, place.base.digest, place.bench.start(), place.federation.silos, 1)
+    with pytest.raises(GuaranteeError, match="Nothing leaves it in the clear"):
+        list(ask(engine, "train", task))

@@ -99,13 +99,19 @@ class Workplace:
 
 
 def build(
-    treaty: Treaty, data: Mapping[str, Any] | None = None, *, base: Base | None = None, circle: Circle | None = None
+    treaty: Treaty,
+    data: Mapping[str, Any] | None = None,
+    *,
+    base: Base | None = None,
+    circle: Circle | None = None,
+    only: str | None = None,
 ) -> Workplace:
     """Loads the model and the data that a treaty names, and puts everything together.
 
     `data`: silo name → examples (a `datasets.Dataset`, an Arrow table or a list of dicts), when the treaty's source is
     "memory"; or name → `Splits`. `base`: a base that is loaded already. `circle`: whose keys count in secure sums; left
-    out, keys are drawn for all silos, as in a simulation.
+    out, keys are drawn for all silos, as in a simulation. `only`: the one silo that this process serves; the others'
+    data become no tokens.
     Raises `TreatyError`, `DataError`, `ModelError` or `AssetError`.
     """
     began = time.perf_counter()
@@ -119,9 +125,10 @@ def build(
     attach(base, _chosen(treaty, base) or adapter(treaty), treaty.seed)
     base.model.to("cuda" if torch.cuda.is_available() else "cpu")
     objective = make_objective(treaty.model.task, treaty.model.max_length, labels)
-    silos = {name: _encode(name, parts, objective, base, treaty) for name, parts in splits.items()}
+    here = [name for name in splits if only in (None, name)]
+    silos = {name: _encode(name, splits[name], objective, base, treaty) for name in here}
     bench = Bench(base, objective, precision=treaty.performance.precision)
-    privacy = privacy_plan(treaty, len(silos))
+    privacy = privacy_plan(treaty, len(splits))
     plan = local_plan(treaty)
     if privacy is not None:
         numbers = {name: x.size for name, x in bench.start().items()}
@@ -131,11 +138,11 @@ def build(
         bench.prove()
     else:
         _check_sizes(silos, plan)
-    rules = federation(treaty, tuple(silos), base.digest, plan, privacy)
+    rules = federation(treaty, tuple(splits), base.digest, plan, privacy)
     sums, measures = None, Chain()
     if treaty.secure.sums != "open":
         shapes = {name: x.shape for name, x in bench.start().items()}
-        sums = secure_sums(treaty, base.digest, circle or fresh_circle(silos), privacy, shapes, _domains(silos))
+        sums = secure_sums(treaty, base.digest, circle or fresh_circle(splits), privacy, shapes, _domains(splits))
         rules, measures = replace(rules, stages=sums.stages, gather=sums.gather), sums.measures
     return Workplace(
         treaty=treaty,
@@ -145,7 +152,7 @@ def build(
         base=base,
         bench=bench,
         plan=plan,
-        together=_together(treaty, bench, plan, len(silos)),
+        together=1 if only else _together(treaty, bench, plan, len(silos)),
         seconds=time.perf_counter() - began,
         privacy=privacy,
         sums=sums,
@@ -323,10 +330,11 @@ def _model_name(treaty: Treaty) -> str:
     return str(beside) if beside.is_dir() else treaty.model.base
 
 
-def _domains(silos: Mapping[str, Silo]) -> list[str]:
+def _domains(splits: Mapping[str, Splits]) -> list[str]:
     """All domains, so that a sum says nothing of who has which."""
-    held = (part.domains for silo in silos.values() for name, part in silo.splits.items() if name != "train")
-    return sorted({domain for domains in held for domain in domains})
+    held = [table for parts in splits.values() for table in (parts.validation, parts.test)]
+    named = [table["domain"].to_pylist() if "domain" in table.column_names else [""] for table in held]
+    return sorted({domain or "" for domains in named for domain in domains})
 
 
 def _labels(splits: Mapping[str, Splits]) -> tuple[str, ...]:

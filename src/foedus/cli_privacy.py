@@ -92,7 +92,8 @@ def statement(run: RunPath, as_json: AsJson = False) -> None:
         return
     for sentence in found["sentences"]:
         out.print(f"  {sentence}", markup=False)
-    out.print("Not covered by the guarantee:")
+    if found["not_covered"]:
+        out.print("Not covered by the guarantee:")
     for what in found["not_covered"]:
         out.print(f"  • {what}", markup=False)
 

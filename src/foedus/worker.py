@@ -22,7 +22,6 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,10 +83,9 @@ def engine_of(source: Path, silo: str, folder: Path, threads: int) -> Engine:
     from .governance.circle import dealt
 
     circle = dealt(silo, folder) if treaty.secure.sums != "open" else None
-    place = build(treaty.replace(**{"performance.threads": threads}), circle=circle)
+    place = build(treaty.replace(**{"performance.threads": threads}), circle=circle, only=silo)
     if silo not in place.silos:
-        raise SiloError("one of the treaty's silos", f'"{silo}"', one_of(silo, place.silos))
-    place = replace(place, silos={silo: place.silos[silo]})
+        raise SiloError("one of the treaty's silos", f'"{silo}"', one_of(silo, place.splits))
     kept = custody(RunFolder(folder), place) or Tray(folder / "out-tray")
     engine = place.engine(custody=kept)
     engine.memory[silo] = kept.memory(silo)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from foedus.errors import CohortError, GuaranteeError
+from foedus.secure import schedule
 from foedus.secure.keys import Identity, Pair
 from foedus.secure.messages import WORDS, sign
 from foedus.secure.server import Round, Session
@@ -90,6 +91,18 @@ def test_late_deposits_vectors_and_reveals_are_refused():
     total = round_.finish()
     assert (total == sum(x[name] for name in names(5)[:4])).all()
     assert round_.finish() is total and not round_.reveal(reveals["silo3"])
+
+
+def test_a_vector_counts_once_and_not_after_the_statement():
+    round_, members, deposits = dealt()
+    members, sent, x = masked(round_, members, deposits)
+    for name in names(5)[:4]:
+        assert round_.masked(*sent[name]) and not round_.masked(*sent[name])
+    said = round_.survivors()
+    assert not round_.masked(*sent["silo4"])
+    for name in said.survivors:
+        assert round_.reveal(members[name].reveal(said)[1])
+    assert (round_.finish() == sum(x[name] for name in names(5)[:4])).all()
 
 
 def test_a_vector_before_the_deliveries_or_of_no_participant_is_not_taken():
@@ -210,9 +223,23 @@ def test_a_session_in_which_one_does_not_open_is_begun_anew():
     assert session.members == () and session.openings(openings).members == tuple(names(5))
 
 
-def test_joint_randomness_is_nobodys_choice():
-    """One other nonce, or another session, is another transcript."""
-    assert len({begin(*agree(names(4)), seed).session.bond.transcript for seed in range(5)}) == 5
+def test_joint_randomness_depends_on_everybodys_advert_and_nonce():
+    session = begin(*agree(names(5))).session
+    adverts, openings, seen = session.gathered, session.opened, {session.bond.transcript}
+    for i in range(5):
+        other = [replace(opening, nonce=bytes(32)) if i == j else opening for j, opening in enumerate(openings)]
+        seen.add(schedule.transcript(session.agreement.digest, adverts, other))
+        other = [replace(advert, channel=bytes(32)) if i == j else advert for j, advert in enumerate(adverts)]
+        seen.add(schedule.transcript(session.agreement.digest, other, openings))
+    seen.add(schedule.transcript(bytes(32), adverts, openings))
+    assert len(seen) == 12
+    assert schedule.transcript(session.agreement.digest, adverts[::-1], openings[::-1]) == session.bond.transcript
+
+
+def test_the_graph_depends_on_the_joint_randomness_and_on_nothing_that_the_coordinator_chose():
+    bond = begin(*agree(names(40), dropout="0.1")).session.bond
+    again, other = replace(bond, session=bytes(32)), replace(bond, transcript=bytes(32))
+    assert again.circle[0].order == bond.circle[0].order != other.circle[0].order
 
 
 def test_the_coordinator_prints_no_key():

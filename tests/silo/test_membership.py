@@ -12,7 +12,7 @@ from foedus.secure.keys import Identity
 from foedus.secure.mail import bundle
 from foedus.secure.messages import Advert, Adverts, Agreement, Deposit, Masked, Opening, Openings, Reveal, pack, unpack
 from foedus.secure.server import Round, Session
-from foedus.silo.membership import Membership
+from foedus.silo.membership import SESSIONS, Membership
 
 NAMES = ("a", "b", "c", "d")
 
@@ -116,6 +116,15 @@ def test_a_journal_that_refuses_keeps_the_shares_inside(parties):
     given(membership, round, "train 0")
     with pytest.raises(SiloError, match="Stop"):
         membership.answer("unmask", "a", pack(round.survivors()))
+
+
+def test_a_coordinator_cannot_begin_sessions_until_one_suits_it(parties):
+    membership, chair, agreement = parties
+    membership._sessions["a"] = SESSIONS - 1
+    membership.answer("join", "a", pack(Session.begin(chair, agreement).invite()))
+    with pytest.raises(SiloError, match="at most 1000 sessions"):
+        membership.answer("join", "a", pack(Session.begin(chair, agreement).invite()))
+    membership.answer("join", "b", pack(Session.begin(chair, agreement).invite()))
 
 
 def test_a_step_that_nobody_knows_is_refused(parties):

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import wire
 from ..engines.base import Engine
-from ..errors import CohortError
+from ..errors import CohortError, GuaranteeError
 from ..secure.backends import Adder, PublicKey
 from ..secure.holder import believed, told
 from ..secure.keys import SIZE, Identity
@@ -87,7 +87,7 @@ class EncryptedSums:
             raise CohortError(
                 f"a key for the sums from {' or '.join(self.holders)}",
                 "none",
-                "Bring a key holder back and resume: nothing has left the others.",
+                "Bring a key holder back and resume: the silos give the same again.",
             )
         return self._session
 
@@ -114,7 +114,9 @@ class EncryptedSums:
 
     @property
     def _identity(self) -> Identity:
-        assert isinstance(self.coordinator, Identity)  # nobody else gathers
+        if isinstance(self.coordinator, bytes):
+            do = "Gather in the coordinator's process."
+            raise GuaranteeError("the identity of the coordinator", "its public key alone", do)
         return self.coordinator
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate
-from math import prod
+from math import lcm, prod
 from operator import mul
 
 from ..errors import GuaranteeError, WireError
@@ -55,7 +54,7 @@ def recover(shares: Mapping[int, bytes]) -> bytes:
 def weights(points: Sequence[int]) -> tuple[int, ...]:
     """Lagrange's coefficients at zero: f(0) = Σ wᵢ f(xᵢ) for every f of degree below their number. Kept for next time.
 
-    wᵢ = Π_{j≠i} xⱼ / (xⱼ − xᵢ), all by one inversion (Montgomery's trick).
+    wᵢ = Π_{j≠i} xⱼ / (xⱼ − xᵢ), over the least common multiple of all denominators: one inversion for all.
     """
     return _weights(tuple(points))
 
@@ -63,19 +62,10 @@ def weights(points: Sequence[int]) -> tuple[int, ...]:
 @lru_cache(maxsize=4096)
 def _weights(points: tuple[int, ...]) -> tuple[int, ...]:
     _check(points)
-    all_ = prod(points)
-    inverses = _inverses([x * prod(y - x for y in points if y != x) % PRIME for x in points])
-    return tuple(all_ * inverse % PRIME for inverse in inverses)
-
-
-def _inverses(values: Sequence[int]) -> list[int]:
-    """1 / each, modulo PRIME: one inversion, of the product of all."""
-    before = list(accumulate(values, lambda a, b: a * b % PRIME, initial=1))
-    rest, out = pow(before[-1], -1, PRIME), []
-    for value, product in zip(reversed(values), reversed(before[:-1]), strict=True):
-        out.append(rest * product % PRIME)
-        rest = rest * value % PRIME
-    return out[::-1]
+    below = [x * prod([y - x for y in points if y != x]) for x in points]
+    common = lcm(*below)
+    above = prod(points) * pow(common, -1, PRIME) % PRIME
+    return tuple(common // each * above % PRIME for each in below)
 
 
 def _at(coefficients: Sequence[int], x: int) -> int:

@@ -7,6 +7,7 @@ outlive it, so that no sum is opened twice for different survivors, is in the `j
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -18,6 +19,11 @@ from ..secure.keys import Entropy, Identity
 from ..secure.mail import unbundle
 from ..secure.messages import Adverts, Agreement, Call, Delivery, Invitation, Openings, Survivors, pack, unpack
 from ..secure.silo import Member
+
+
+SESSIONS = 1000
+"""A process joins so many sessions and no more: each draws who masks with whom anew, and a coordinator that could go on
+drawing would find, one day, a victim among corrupt neighbours (with a chance of 2⁻⁴⁰ each time)."""
 
 
 class Journal(Protocol):
@@ -42,6 +48,7 @@ class Membership:
     ) -> None:
         self.agreement, self.identities, self.journal, self.entropy = agreement, identities, journal, entropy
         self._members: dict[str, Member] = {}
+        self._sessions: Counter[str] = Counter()
         self._mail: dict[str, bytes] = {}
         self._delivered: dict[str, tuple[str, str]] = {}
         self._given: dict[tuple[str, str], tuple[str, str]] = {}
@@ -49,6 +56,10 @@ class Membership:
     def answer(self, kind: str, silo: str, mail: bytes) -> bytes:
         """What the silo answers to "join", "open", "deposit" or "unmask"."""
         if kind == "join":
+            self._sessions[silo] += 1
+            if self._sessions[silo] > SESSIONS:
+                do = "Ask the coordinator why it begins so many; restarting this silo lets it join again."
+                raise SiloError(f"at most {SESSIONS} sessions", "one more", do)
             member = Member(silo, self.identities[silo], self.agreement, self.entropy)
             self._members[silo], advert = member.join(unpack(Invitation, mail))
             return pack(advert)

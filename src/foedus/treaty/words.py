@@ -89,8 +89,12 @@ def _each_round(treaty: Treaty, numbers: int | None) -> list[str]:
             lines.append("its training loss, every round, under its name in the run's records")
     if secret and (treaty.privacy.unit == "none" or treaty.privacy.placement == "silo"):
         lines.append(f"{beside}: whether a number of its update was above {treaty.secure.range:g}, and all scaled down")
-    if secret:
+    if treaty.secure.sums == "masked":
         lines.append("public keys, and shares of its masks' secrets, each sealed for the one silo that keeps it")
+    if treaty.secure.sums == "encrypted":
+        holders = treaty.secure.key_holders
+        first = "first silo" if holders == 1 else f"first {holders} silos"
+        lines.append(f"from the {first} by name: public keys to encrypt under, and every sum, decrypted once")
     return lines
 
 
