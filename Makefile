@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/newsgroups
 PRIVATE := runs/newsgroups-private
+SECURE := runs/newsgroups-secure
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo demo-private test lint bench report clean
+.PHONY: setup demo demo-private demo-secure test lint bench report clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +33,10 @@ demo-private: setup
 	else $(BIN)/foedus run treaties/newsgroups-private.toml --out $(PRIVATE); fi
 	$(BIN)/foedus privacy statement $(PRIVATE)
 	$(BIN)/foedus audit $(PRIVATE)
+
+demo-secure: setup
+	$(BIN)/foedus fetch
+	$(BIN)/python demos/secure.py $(SECURE)
 
 test: setup lint
 	$(BIN)/foedus fetch

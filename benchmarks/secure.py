@@ -126,7 +126,7 @@ def server_rows(size: Size) -> Iterator[Row]:
     """One sum of vectors, beside its limit and Flower's."""
     session, members, _ = gathered(terms(size.silos))
     graph = choose(size.silos, float(BAD), float(BAD))
-    turns = [server_seconds(session, members, f"sum {turn}", size.words) for turn in range(size.turns + 1)]
+    turns = [server_seconds(session, members, turn, size.words) for turn in range(size.turns + 1)]
     ours, arriving, bare = map(min, zip(*turns, strict=True))
     theirs = None
     if installed("flwr"):
@@ -140,15 +140,16 @@ def server_rows(size: Size) -> Iterator[Row]:
     yield share(f"{name}, checks while vectors arrive, beside the sum", arriving, ours, "s")
 
 
-def server_seconds(
-    session: Session, members: Mapping[str, Member], label: str, words: int
-) -> tuple[float, float, float]:
-    """Seconds of one sum: to add, recover and unmask; to check what arrived; of cipher and adder for as many masks."""
-    round, draw = Round(session, label, members, simulate.TASK, words), np.random.default_rng(0)
+def server_seconds(session: Session, members: Mapping[str, Member], turn: int, words: int) -> tuple[float, ...]:
+    """Seconds of one sum: to add, recover and unmask; to check what arrived; of cipher and adder for as many masks.
+
+    In each turn others vanish, so that nothing is known from the one before.
+    """
+    round, draw = Round(session, f"sum {turn}", members, simulate.TASK, words), np.random.default_rng(turn)
     dealt = {name: member.deposit(session.opened, round.call) for name, member in members.items()}
     for _, deposit in dealt.values():
         round.deposit(deposit)
-    gone = set(list(members)[::10])
+    gone = set(list(members)[turn % 10 :: 10])
     vectors, answers, exact = [], {}, np.zeros(words, np.uint16)
     for name, delivery in round.deliveries().items():
         if name not in gone:
@@ -190,23 +191,23 @@ def many(silos: int, group: int, words: int) -> tuple[int, int, float]:
     """The peak in bytes of a sum over `silos` in groups, how many of its words are wrong, and its seconds."""
     began = time.process_time()
     found = simulate.grouped(
-        silos, group, lambda name: vector(name, words), gone, corrupt=BAD, dropout=BAD, minimum=max(3, group // 2)
+        silos, group, lambda name: words_of(name, words), vanishes, corrupt=BAD, dropout=BAD, minimum=max(3, group // 2)
     )
     seconds, most = time.process_time() - began, peak()
     exact = np.zeros_like(found.total)
     for name in simulate.names(silos):
-        if gone(name) in ("", "reveal"):  # who vanishes once it has masked is in the sum
-            np.add(exact, vector(name, words), out=exact)
+        if vanishes(name) in ("", "reveal"):  # who has masked is in the sum
+            np.add(exact, words_of(name, words), out=exact)
     assert not found.lost, "Expected a sum of every group."
     return most, int((found.total != exact).sum()), seconds
 
 
-def vector(name: str, words: int) -> np.ndarray:
+def words_of(name: str, words: int) -> np.ndarray:
     """A silo's words, of 32 bits."""
     return np.random.default_rng(int(name.removeprefix("silo"))).integers(0, 2**32, words, np.uint32)
 
 
-def gone(name: str) -> str:
+def vanishes(name: str) -> str:
     """The step before which a silo vanishes, one in twenty of them, by lot; "" for the others."""
     lot, step, *_ = hashlib.sha256(name.encode()).digest()
     return simulate.GONE[step % len(simulate.GONE)] if lot < 256 // 20 else ""

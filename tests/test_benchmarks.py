@@ -120,7 +120,7 @@ def test_small_secure_sums_give_every_row_and_each_sum_is_exact(monkeypatch):
 
 def test_many_simulated_silos_sum_exactly_whoever_of_them_vanishes():
     assert secure.many(36, 36, 10)[1] == 0
-    steps = [secure.gone(name) for name in simulate.names(10_000)]
+    steps = [secure.vanishes(name) for name in simulate.names(10_000)]
     assert 400 < sum(map(bool, steps)) < 600 and set(steps) == {"", *simulate.GONE}
 
 

@@ -1,4 +1,4 @@
-"""`docs/checklist.md` names, for each item of the reliability checklist, tests that exist; other documents' tests do."""
+"""`docs/checklist.md` names tests that exist for each item of the reliability checklist; so do other documents."""
 
 from __future__ import annotations
 

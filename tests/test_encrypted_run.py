@@ -94,6 +94,20 @@ def test_a_holder_that_lost_its_key_draws_another_and_the_silos_give_the_same_ag
     assert list(dict.fromkeys(kinds)) == ["train", "keys", "decrypt"] and kinds.count("train") == 12
 
 
+def test_who_came_too_late_for_a_sum_that_may_have_been_opened_is_left_out_of_it(tmp_path):
+    treaty = encrypted(tmp_path, **SIX)
+    place = build(treaty)
+    late = place.federation.silos[4]
+    session = open_session(begin(treaty, tmp_path / "run"), place)
+    engine = Missing(session.engine, {(0, "train"): [late], (0, "decrypt"): [holder_of(place)]}, back=1)
+    start = loop.start(session.rules, place.bench.start())
+    state, release = loop.one_round(session.rules, engine, start)
+    assert [r.silo for r in release.receipts if r.failure] == [late]
+    rules = replace(place.federation, rounds=1)
+    plain = in_plain_sight(replace(place, federation=rules), lambda _: [x for x in place.silos if x != late])
+    assert same(state, plain)
+
+
 def test_without_the_only_holder_there_is_no_sum_and_the_error_says_who_is_gone(tmp_path):
     place = build(encrypted(tmp_path, **SIX))
     holder = holder_of(place)
@@ -275,7 +289,7 @@ def test_a_silo_gives_nothing_else_to_a_sum_that_it_gave_to(tmp_path):
 
 
 def test_an_encrypted_run_killed_at_random_moments_opens_every_sum_once(tmp_path, processes):  # noqa: F811
-    treaty = encrypted(tmp_path, **SIX, **{"evaluation.every": 3})
+    treaty = encrypted(tmp_path, **{"evaluation.every": 3, "secure.dropout": 0.0})
     file = tmp_path / "secure.toml"
     file.write_text(treaty.resolved())
     finish(processes, file, tmp_path / "first")  # also starts the server
@@ -288,7 +302,7 @@ def test_an_encrypted_run_killed_at_random_moments_opens_every_sum_once(tmp_path
         assert adapters[0] == adapters[1]
         journals = opened(run)
         purposes = {silo: [purpose for purpose, _ in rows] for silo, rows in journals.items()}
-        assert len(journals) == 6 and all(len(set(rows)) == len(rows) for rows in purposes.values())
+        assert len(journals) == 3 and all(len(set(rows)) == len(rows) for rows in purposes.values())
         sums = {silo: [x for x in rows if x.startswith("decrypt")] for silo, rows in purposes.items()}
         assert [silo for silo, rows in sums.items() if rows] == [sorted(journals)[0]]
         assert {f"decrypt train {i}" for i in range(3)} < set(sums[sorted(journals)[0]])
@@ -330,9 +344,9 @@ def test_a_silos_own_process_has_no_coordinators_identity_and_gathers_nothing(tm
                        loop.start(place.federation, place.bench.start()))  # fmt: skip
 
 
-def test_garbage_from_a_silo_is_its_own_failure(tmp_path):
+def test_garbage_from_a_silo_is_its_own_failure_and_what_comes_twice_counts_once(tmp_path):
     place = build(encrypted(tmp_path, **SIX))
-    engine, odd = place.engine(), place.federation.silos[3]
+    engine, (odd, twice) = place.engine(), place.federation.silos[3:5]
 
     class Garbling:
         memory = engine.memory
@@ -341,6 +355,23 @@ def test_garbage_from_a_silo_is_its_own_failure(tmp_path):
             for report in engine.ask(asks):
                 bad = report.silo == odd and asks[0].kind == "train"
                 yield Report(odd, report.round, b"garbage", report.receipt) if bad else report
+                if report.silo == twice:
+                    yield report
 
     plain = in_plain_sight(place, lambda _: [x for x in place.silos if x != odd])
     assert same(trained(place, Garbling()), plain)
+
+
+def test_the_coordinator_takes_no_key_of_another_session_or_of_another_silo(tmp_path):
+    place = build(encrypted(tmp_path, **{"secure.key_holders": 2}))
+    engine, old = place.engine(), trained_session(place)
+
+    class Replaying:
+        memory = engine.memory
+
+        def ask(self, asks):
+            for report in engine.ask(asks):
+                yield replace(report, mail=pack(old)) if asks[0].kind == "keys" else report
+
+    with pytest.raises(CohortError, match="a key for the sums from .*a key for something else"):
+        loop.one_round(fresh(place), Replaying(), loop.start(place.federation, place.bench.start()))

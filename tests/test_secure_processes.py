@@ -98,7 +98,7 @@ def test_kill_9_of_a_silo_in_any_phase_leaves_the_plain_sum_of_the_survivors(tmp
 
 def started(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "foedus", *words], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "foedus", *words], cwd=cwd, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         env={**os.environ, "NO_COLOR": "1", **environment},
     )  # fmt: skip
 
@@ -107,13 +107,14 @@ def pids(run: Path) -> list[int]:
     return [int(text) for file in run.glob(f"{SILOS}/*/pid") if (text := file.read_text())]
 
 
-def cut_off(process: subprocess.Popen[str], run: Path, when: Callable[[], bool], how: int) -> None:
-    """Sends the coordinator a signal as soon as something is true; its silos are gone within seconds."""
+def cut_off(process: subprocess.Popen[str], run: Path, when: Callable[[], bool], how: int) -> str:
+    """Sends the coordinator a signal as soon as something is true; its silos are gone within seconds. What it said."""
     assert soon(lambda: when() or process.poll() is not None, 90) and process.poll() is None
     silos = pids(run)
     process.send_signal(how)
-    process.wait()
+    _, words = process.communicate()
     assert silos and soon(lambda: all(map(gone, silos)), 5)
+    return words
 
 
 def test_kill_9_of_the_coordinator_opens_nothing_twice_and_states_no_less_than_what_was_given(tmp_path):
@@ -154,8 +155,8 @@ def test_ctrl_c_ends_all_silos_and_says_how_to_go_on(tmp_path):
     agreed(tmp_path)
     run = tmp_path / "run"
     process = started("run", "treaty.toml", "--out", "run", "--engine", "processes", cwd=tmp_path)
-    cut_off(process, run, lambda: len(pids(run)) >= 2, signal.SIGINT)
-    assert process.returncode == 130 and "foedus resume" in process.communicate()[1]
+    words = cut_off(process, run, lambda: len(pids(run)) >= 2, signal.SIGINT)
+    assert process.returncode == 130 and "foedus resume run" in words
     assert not pids(run) and not list(run.glob("silos/*/identity"))
 
 
@@ -211,7 +212,7 @@ def test_a_rounds_cost_is_in_the_ledger_before_any_silo_is_asked_to_train(tmp_pa
             yield from inner.ask(asks)
 
     seen: list[list[int]] = []
-    treaty = agreed(tmp_path, **FOUR, **SHARES)
+    treaty = agreed(tmp_path, **{**FOUR, **SHARES, "silos.count": 5})
     place = build(treaty)
     inner = place.engine()
     session = open_session(begin(treaty, tmp_path / "run"), place, Watching())

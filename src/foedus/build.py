@@ -319,7 +319,9 @@ def _sampler(treaty: Treaty, silos: int) -> Sampler:
         raise DataError(f"[cohort] size ≤ {silos}, the number of silos", str(c.size), "Sample fewer silos a round.")
     if c.minimum > (c.size or silos):
         raise DataError(
-            f"[cohort] minimum ≤ {c.size or silos}, the silos of a round", str(c.minimum), "Lower the minimum."
+            f"[cohort] minimum ≤ {c.size or silos}, the silos of a round",
+            str(c.minimum),
+            "Lower the minimum, or bring more silos: secure sums need three.",
         )
     return FixedSize(c.size) if c.sampling == "fixed" else Everyone()
 

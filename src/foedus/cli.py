@@ -200,9 +200,6 @@ def main() -> None:
         for problem in getattr(error, "problems", (error,)):
             _explain(problem)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        err.print("Stopped. A run goes on with `foedus resume`.")
-        raise SystemExit(130) from None
 
 
 def _built(treaty: Any) -> Any:
@@ -257,9 +254,13 @@ def _carry_out(folder: Any, place: Any, engine: Where | None, round: int | None,
     from .report.console import summary_lines
 
     summary: dict[str, Any] = {}
-    with closing(carry_out(folder, place, engine.value if engine else None, round=round)) as events:
-        for event in shown(events, console=err):
-            summary = dict(event.row) if event.kind == "done" else summary
+    try:
+        with closing(carry_out(folder, place, engine.value if engine else None, round=round)) as events:
+            for event in shown(events, console=err):
+                summary = dict(event.row) if event.kind == "done" else summary
+    except KeyboardInterrupt:
+        err.print(f"Stopped. The run goes on with `foedus resume {folder.path}`.", markup=False)
+        raise typer.Exit(130) from None
     if as_json:
         print_json(summary)
         return

@@ -12,19 +12,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 
 from .. import wire
-from ..engines.base import Ask, Engine
 from ..errors import GuaranteeError
 from ..privacy.mechanisms import Mechanism, rounds_done
 from ..types import Receipt, Release, Report, Total, Tree
 from .budget import Budget
 from .disk import write_whole
 from .ledger import Ledger
+
+if TYPE_CHECKING:
+    from ..engines.base import Ask, Engine
 
 Event = Mapping[str, Any]
 PAYLOAD = ("payload", "bytes")

@@ -150,7 +150,7 @@ def _sums(treaty: Treaty) -> list[str]:
         lines.append(f"A silo hides in its group, of {treaty.cohort.minimum} at least, and not among all silos.")
     if s.sums == "masked" or s.encrypted_share < 1:
         lines.append(
-            f"Masks hold against a coordinator that lies and up to {s.corrupt:.0%} of the silos (rounded down) in"
+            f"Masks hold against a coordinator that lies and up to {100 * s.corrupt:g}% of the silos (rounded down) in"
             " league with it, where silos know each other's public keys beforehand; each of those takes its own part"
             f" off a sum. {_if_it_lies(treaty)}No mask stops a silo from sending a false update."
         )
