@@ -47,7 +47,7 @@ class Size:
 
     silos: int = 100
     words: int = 10**6
-    turns: int = 5
+    turns: int = 10
     many: int = 10_000
     short: int = 10**5
 

@@ -13,13 +13,14 @@ import pytest
 from foedus import loop, wire
 from foedus.build import build
 from foedus.errors import CohortError, GuaranteeError, TreatyError
+from foedus.estimate import estimate
 from foedus.execute import begin, execute, open_session
 from foedus.gather import EncryptedSums
 from foedus.governance import RunFolder, verify
 from foedus.secure.keys import Identity
 from foedus.secure.messages import Decrypted, SumKey, pack, sign, unpack
 from foedus.stages.encrypt import ENCRYPTED
-from foedus.treaty import Treaty, statement
+from foedus.treaty import Treaty, describe, statement
 from foedus.types import Report
 
 from .test_crash import finish, processes  # noqa: F401
@@ -169,6 +170,14 @@ def test_nothing_leaves_a_silo_but_ciphertexts_a_signed_key_and_the_sum(tmp_path
     assert len(sizes) == 3
 
 
+def test_the_estimate_counts_the_bytes_of_ciphertexts(tmp_path):
+    place = build(encrypted(tmp_path))
+    engine = Vanishing(place.engine(), {})
+    trained(place, engine)
+    sent = {len(report.payload) for _, kind, report in engine.seen if kind == "train"}
+    assert sent == {estimate(place).bytes_up}
+
+
 def test_while_a_session_goes_on_a_round_takes_two_exchanges_and_the_second_is_with_one_silo(tmp_path):
     place = build(encrypted(tmp_path))
     engine = Vanishing(place.engine(), {})
@@ -184,6 +193,7 @@ def test_an_encrypted_run_says_who_holds_the_key_and_writes_a_report(tmp_path):
     rounds = [row for row in rows if row["kind"] == "round"]
     assert all(row["loss"] > 0 and row["scaled"] == 0 for row in rounds)
     assert all(set(row["sums"]) == {"all silos"} for row in rows if row["kind"] == "evaluation")
+    assert any(line.startswith("from the first silo by name: public keys") for line in describe(treaty))
     assert "do not collude" in statement(treaty) and "do not collude" in last.row["privacy"]["statement"]
     assert (tmp_path / "run/report.html").exists() and not (tmp_path / "run/out-tray").exists()
 

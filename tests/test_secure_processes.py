@@ -164,7 +164,7 @@ def test_a_silo_that_cannot_load_is_heard_of_at_once(tmp_path, monkeypatch):
     treaty = agreed(tmp_path)
     moves = {"law": ["hang"], "medicine": [said("medicine", failure="expected room; got none. Buy some.")]}
 
-    def player(source: Path):
+    def player(source: Path, threads: int):
         return lambda silo, socket: [sys.executable, "-I", "-S", "-c", PLAYER, str(socket), *moves.get(silo, ["hang"])]
 
     monkeypatch.setattr(launch, "command", player)

@@ -334,7 +334,7 @@ def _round_row(s: Session, phase: Phase, state: State, release: Release, seconds
         release = replace(release, receipts=())
     came = [r for r in release.receipts if not r.failure]
     losses, targets = release.tensors.get(("metric", "loss")), release.tensors.get(("metric", "targets"))
-    train = sum(r.seconds for r in came)
+    train = min(seconds, sum(r.seconds for r in came))  # silos may train at the same time
     return {
         "kind": "round", "phase": phase.name, "round": state.round,
         "loss": float(losses[0] / targets[0]) if losses is not None and targets[0] else None,

@@ -7,6 +7,7 @@ share a machine, and the coordinator, which has read their data to know their na
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from .build import Workplace
@@ -35,13 +36,15 @@ def carry_out(
     if _chosen(folder, engine) == HERE:
         yield from execute(folder, place, round=round)
         return
-    own = folder.path / SILOS
+    own, threads = folder.path / SILOS, place.treaty.performance.threads or 1
+    together = max(1, (os.cpu_count() or 1) // threads)
     homes = {name: home(own, name) for name in place.silos}
     with folder.lock():
         if place.sums is not None:
             deal(place.sums.circle, homes)
         try:
-            with Processes(command(folder.path), list(homes), own, deadline_s=DEADLINE_S) as silos:
+            launch = command(folder.path, threads)
+            with Processes(launch, list(homes), own, deadline_s=DEADLINE_S, together=together) as silos:
                 yield from _started(silos)
                 yield from execute(folder, place, round=round, engine=silos)
         finally:

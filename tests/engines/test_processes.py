@@ -198,8 +198,10 @@ def test_a_silo_that_ended_stays_out_when_it_is_not_to_be_restarted(played):
 def test_a_silo_that_ended_is_not_restarted_for_a_step_that_needs_what_it_had_in_memory(played):
     engine = played({"a": [said("a"), "hear", "die"]})
     assert "SIGKILL" in why(engine, asks("a", kind="deposit"))["a"]
-    assert "has ended" in why(engine, asks("a", kind="unmask"))["a"]
-    assert "SIGKILL" in why(engine, asks("a", kind="join"))["a"]
+    for kind in ("unmask", "decrypt"):
+        assert "has ended" in why(engine, asks("a", kind=kind))["a"]
+    for kind in ("join", "keys"):
+        assert "SIGKILL" in why(engine, asks("a", kind=kind))["a"]
 
 
 @pytest.mark.parametrize("garbage", [

@@ -1,7 +1,7 @@
 """Encrypted sums: who holds a session's secret key, why the others take its public half, and what it opens with it.
 
     Invitation ─▶ Holder.drawn ─▶ offer ─▶ believed (every silo)      once a session
-    the sum of the silos' vectors ─▶ Decrypt ─▶ open ─▶ tell ─▶ told (the coordinator)
+    the sum of the silos' vectors ─▶ Decrypt ─▶ check, open ─▶ tell ─▶ told (the coordinator)
 
 The secret key is in the memory of the silo that drew it, for one session, and goes nowhere: who restarts draws another.
 A silo encrypts under no key but one that a holder named by the treaty signed, together with the coordinator's own
@@ -40,10 +40,8 @@ class Holder(Secretive):
         offer = sign(SumKey(invitation, name, key.public.pack()), identity)
         return cls(identity, agreement, session, key, offer)
 
-    def open(self, request: Decrypt, sums: Sums) -> Opened:
-        """What the coordinator asks for, if it says that it is a sum over exactly the silos that are named, enough of
-        them. Raises `SiloError` or `CohortError`; then nobody has been told anything.
-        """
+    def check(self, request: Decrypt) -> None:
+        """Raises `SiloError` unless the coordinator asks, in this key's session, for a sum of silos of the roster."""
         if request.session != self.session:
             raise _refused("a request in the session of this key", "one in another", "Begin a new session.")
         if not genuine(request, self.agreement.coordinator):
@@ -51,6 +49,11 @@ class Holder(Secretive):
         strangers = sorted(set(request.survivors) - self.agreement.roster.keys())
         if strangers:
             raise _refused("silos of the roster", ", ".join(strangers), "Compare the treaties.")
+
+    def open(self, request: Decrypt, sums: Sums) -> Opened:
+        """What a request asks for that `check` let pass, if it says that it is a sum over exactly the silos that are
+        named, enough of them. Raises `SiloError` or `CohortError`; then nobody has been told anything.
+        """
         opened = decrypt(sums, self.key, request.total, self.agreement.minimum)
         if opened.count != len(request.survivors):
             raise _refused(

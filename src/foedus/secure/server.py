@@ -161,7 +161,7 @@ class Round:
         name = deposit.name
         if self._participants is not None or name in self.deposits or not self._mine(deposit, "a deposit"):
             return False
-        if deposit.call != name_of(self.call) or deposit.boxes.keys() != set(self.scope.neighbours(name)):
+        if deposit.call != name_of(self.call) or deposit.boxes.keys() != self._near[name].keys():
             return self._lies(name, "a deposit for another call, or not with a box for each neighbour")
         if not usable(deposit.public):
             return self._lies(name, "a deposit with a key of low order")
@@ -223,7 +223,7 @@ class Round:
             return False
         if name not in self._masked:
             return False
-        near = set(self.scope.neighbours(name))
+        near = self._near[name].keys()
         size = KEY * len(near & self._delivered) + TAG
         if reveal.statement != name_of(self._statement):
             return self._lies(name, "an answer to another statement")
@@ -249,13 +249,13 @@ class Round:
     def _core(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of `names` that have enough neighbours among those of `names` that do (a core of the graph)."""
         left = set(names)
-        while few := {name for name in left if len(left & set(self.scope.neighbours(name))) < self.scope.threshold}:
+        while few := {name for name in left if len(left & self._near[name].keys()) < self.scope.threshold}:
             left -= few
         return tuple(sorted(left))
 
     def _delivery(self, name: str) -> Delivery:
         parcels = {}
-        for dealer in set(self.scope.neighbours(name)) & set(self._participants or ()):
+        for dealer in self._near[name].keys() & self._delivered:
             deposit = self.deposits[dealer]
             box = deposit.boxes[name]
             parcels[dealer] = Parcel(deposit.public, deposit.commitment, box.of_self, box.of_pair, box.sealed)
@@ -264,7 +264,7 @@ class Round:
     def _reachable(self) -> None:
         """Whether every secret that must be found has enough holders among the survivors."""
         for name in self._participants or ():
-            left = len(self._masked & set(self.scope.neighbours(name)))
+            left = len(self._masked & self._near[name].keys())
             if left < self.scope.threshold:
                 raise self._too_few(f"neighbours of {name} with a masked vector", left, self.scope.threshold)
 
@@ -275,7 +275,7 @@ class Round:
             for dealer, share in self._values(holder).items():
                 box = self.deposits[dealer].boxes[holder]
                 if digest(share) == (box.of_self if dealer in self._masked else box.of_pair):
-                    shares[dealer][self._points[dealer][holder]] = share
+                    shares[dealer][self._near[dealer][holder]] = share
                 else:
                     self._lies(holder, f"a share that is not the one that {dealer} dealt")
         return shares
@@ -291,7 +291,7 @@ class Round:
         except WireError:
             self._lies(holder, "values that its own key does not open")
             return {}
-        near = sorted(self._delivered.intersection(self.scope.neighbours(holder)))
+        near = sorted(self._delivered & self._near[holder].keys())
         return {name: blob[KEY * i : KEY * (i + 1)] for i, name in enumerate(near)}
 
     def _unlocked(self, holder: str) -> dict[int, bytes]:
@@ -301,7 +301,7 @@ class Round:
             if name in self._reveals:
                 pad = self._reveals[name].keys[holder].key
                 if digest(pad)[:CHECK] == key.check:
-                    out[self._points[holder][name]] = schedule.xor(key.lock, pad)
+                    out[self._near[holder][name]] = schedule.xor(key.lock, pad)
                 else:
                     self._dispute(holder, name)
         return out
@@ -338,7 +338,7 @@ class Round:
         signs = [-1] * len(seeds)
         for dead in sorted(self._delivered - self._masked):
             pair = Pair(secrets_[dead])
-            for name in self.scope.neighbours(dead):
+            for name in self._near[dead]:
                 if name in self._masked:
                     public = self.deposits[name].public
                     seeds.append(schedule.pair_seed(pair, public, self.scope, self.task, dead, name))
@@ -350,7 +350,8 @@ class Round:
         return {point: held[point] for point in sorted(held)[: self.scope.threshold]}
 
     @cached_property
-    def _points(self) -> dict[str, dict[str, int]]:
+    def _near(self) -> dict[str, dict[str, int]]:
+        """Each silo's neighbours, sorted, and where they stand on its polynomials."""
         return {name: self.scope.points(name) for name in self.call.cohort}
 
     @property

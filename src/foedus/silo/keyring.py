@@ -97,16 +97,18 @@ class Keyring:
                 "one that has none, as after a restart",
                 "The coordinator begins a new session.",
             )
+        holder = self._drawn[silo]
+        holder.check(request)
         if request.purpose not in self.sums:
             raise SiloError("a sum that the treaty speaks of", f"{request.purpose!r}", "It stays closed.")
         if self._requests.setdefault((silo, request.purpose), name_of(request)) != name_of(request):
             raise SiloError(
                 f"one request to open {request.purpose!r} in a session", "another", "Begin a new session for the sum."
             )
-        opened = self._drawn[silo].open(request, self.sums[request.purpose].sums)
+        opened = holder.open(request, self.sums[request.purpose].sums)
         values = wire.digest(np.ascontiguousarray(opened.values).tobytes())
         self._note(silo, f"decrypt {request.purpose}", values, request.survivors)
-        return pack(self._drawn[silo].tell(request, opened))
+        return pack(holder.tell(request, opened))
 
     def _note(self, silo: str, purpose: str, words: str, survivors: tuple[str, ...] = ()) -> None:
         """Notes, durably and before it leaves, what the silo gives or tells; refuses another for the same purpose."""

@@ -327,14 +327,20 @@ COMBINATIONS = (
     Combination(
         34, (("encrypted-sums",), ("mean",)), "accept",
         "A mean needs additions alone: parameters without multiplications are 2.5 times smaller.",
-        "", ("server/aggregators.py::WeightedMean",), (f"{_HERE}test_secure_means_can_be_asked_for",),
+        "", ("server/aggregators.py::WeightedMean",),
+        (f"{_HERE}test_secure_means_can_be_asked_for",
+         "tests/test_encrypted_run.py::test_an_encrypted_run_ends_where_plain_integer_addition_does"),
     ),
     Combination(
         35, (("encrypted-sums",), ("shared-secret-key",)), "conditional",
         "One silo with the key and the coordinator together read every update.",
         "you can rule that out; the statement says so. Threshold keys would need several to agree.",
-        ("secure/backends.py::trust", "secure/backends.py::threshold_keys"),
+        ("secure/backends.py::trust", "secure/backends.py::threshold_keys", "silo/keyring.py::Keyring"),
         (f"{_HERE}test_the_statement_of_encrypted_sums_says_who_must_not_collude",
+         "tests/silo/test_keyring.py::"
+         "test_a_silo_encrypts_under_no_key_but_that_which_a_holder_signed_for_this_session",
+         "tests/silo/test_keyring.py::"
+         "test_a_sum_is_opened_once_whoever_asks_and_however_often_the_silo_restarts",
          "tests/secure/test_homomorphic.py::test_threshold_keys_are_refused_with_the_reason"),
     ),
     Combination(
@@ -349,9 +355,11 @@ COMBINATIONS = (
     Combination(
         37, (("encrypted-sums",), ("selective-encryption",)), "conditional",
         "What is not encrypted leaks, and the choice of what is can depend on the data.",
-        "the choice is made on public data, and the rest is masked: no number ever leaves in the clear.",
-        ("stages/encrypt.py::Encrypt", "treaty/words.py::_hidden"),
+        "the choice is made on public data, and the rest is masked: no number ever leaves in the clear. Runs cannot do"
+        " both at once yet, and refuse.",
+        ("stages/encrypt.py::Encrypt", "treaty/words.py::_hidden", "sums.py::_can_be_encrypted"),
         ("tests/stages/test_encrypt.py::test_a_selection_alone_hides_nothing",
+         "tests/test_encrypted_run.py::test_what_no_run_can_keep_yet_is_refused_when_it_is_built",
          f"{_HERE}test_what_is_not_encrypted_is_said_to_be_masked"),
     ),
     Combination(
