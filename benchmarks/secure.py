@@ -87,7 +87,7 @@ def gathered(agreed: Terms) -> tuple[Session, dict[str, Member], float]:
 
 
 def silo_rows(size: Size) -> Iterator[Row]:
-    """With as many neighbours as are chosen, for which the target is, and with all."""
+    """With as many neighbours as are chosen, and with all."""
     for neighbours in (None, size.silos - 1):
         agreement, *identities = terms(size.silos)
         agreed = replace(agreement, neighbours=neighbours), *identities
@@ -100,7 +100,7 @@ def silo_rows(size: Size) -> Iterator[Row]:
         turns = [(*silo_seconds(agreed), timed(peer)[1] if peer else 0.0) for _ in range(size.turns + 1)][1:]
         once, ours, theirs = map(min, zip(*turns, strict=True))
         name = f"keys and shares: {size.silos} silos, {graph.neighbours} neighbours, threshold {graph.threshold}"
-        yield share(f"{name}, for a sum, against the limit", ours, KEYS, "s", None if neighbours else 1.0)
+        yield share(f"{name}, for a sum, against the limit", ours, KEYS, "s", 1.0)
         yield faster(f"{name}, for a sum, against Flower's SecAgg+", ours, theirs if peer else None, "s")
         yield share(f"{name}, once a session, beside a sum", once, ours, "s")
 

@@ -60,34 +60,46 @@ def main() -> int:
 
 def carried_out(run: Path) -> int:
     """Carries the run out in a child process, and kills two of its silos on the way; returns the child's exit code."""
+    if deadly_round(run) == rounds_of(run):
+        print("It is too late in this run to kill anybody: it begins anew.", flush=True)
+        shutil.rmtree(run)
+    deadly = deadly_round(run)
     task = ["resume", str(run)] if (run / "treaty.toml").exists() else ["run", str(TREATY), "--out", str(run)]
     words = [sys.executable, __file__, CURIOUS, str(run), *task, "--engine", "processes"]
     with subprocess.Popen(words, env={**os.environ, "FOEDUS_KEEP_TRAYS": "1"}) as child:
         try:
             while child.poll() is None:
                 time.sleep(0.02)
-                kill_two(run)
+                kill_two(run, deadly)
         except KeyboardInterrupt:  # which the child has heard, too
             child.wait()
     return child.returncode
 
 
-def kill_two(run: Path) -> None:
-    """In the middle round, kills the first silo that trains, and the first other one whose masked vector has come."""
+def deadly_round(run: Path) -> int:
+    """The middle one; but where the demo was cut off before the sum of that was opened, the next that nobody began."""
+    ledger, killed = records(run / "ledger.jsonl"), read(run / KILLED)
+    if len(killed) == 2 and f"train {killed['given'][1]}" in opened_sums(ledger):
+        return int(killed["given"][1])
+    (run / KILLED).unlink(missing_ok=True)
+    return max([rounds_of(run) // 2, *(r["body"]["round"] for r in ledger if r["kind"] == "charge")])
+
+
+def kill_two(run: Path, round: int) -> None:
+    """Kills the first silo that trains in this round, and the first other one whose masked vector has come."""
     killed = read(run / KILLED)
-    if len(killed) == 2 or not (run / "treaty.toml").exists():
+    if len(killed) == 2:
         return
-    middle = rounds_of(run) // 2
     if "training" not in killed:
-        silo = next((name for name in silos(run) if trains(run, name, middle)), None)
+        silo = next((name for name in silos(run) if trains(run, name, round)), None)
         if silo is not None:
             time.sleep(1.0)
-            if not heard(run, middle, silo):
-                kill(run, silo, middle, "training")
+            if not heard(run, round, silo):
+                kill(run, silo, round, "training")
     else:
-        gave = [name for name in silos(run) if heard(run, middle, name)]
+        gave = [name for name in silos(run) if heard(run, round, name)]
         if gave:
-            kill(run, gave[0], middle, "given")
+            kill(run, gave[0], round, "given")
 
 
 def kill(run: Path, silo: str, round: int, when: str) -> None:
@@ -150,7 +162,7 @@ def checks(run: Path) -> Iterator[Check]:
     from foedus.governance import verify
 
     ledger = verify(run / "ledger.jsonl")
-    survivors = {r["body"]["purpose"]: r["body"]["survivors"] for r in ledger if r["kind"] == "survivors"}
+    survivors = opened_sums(ledger)
     yield from _deaths(run, survivors)
     yield _prepaid(ledger)
     yield _plain_addition(run, ledger, survivors)
@@ -301,6 +313,11 @@ def given(run: Path, silo: str, round: int):
     return wire.unpack(wire.unpack(file.read_bytes())[0][PAYLOAD].tobytes())[0][SUM]
 
 
+def opened_sums(ledger: Sequence[dict]) -> dict[str, list[str]]:
+    """For whom each sum was opened."""
+    return {r["body"]["purpose"]: r["body"]["survivors"] for r in ledger if r["kind"] == "survivors"}
+
+
 def opened(run: Path, silo: str) -> list[str]:
     """What a silo's journal says that it helped to open."""
     return [r["body"]["purpose"] for r in records(home(run, silo) / "journals" / f"{quote(silo, safe='')}.jsonl")]
@@ -330,7 +347,8 @@ def records(file: Path) -> list[dict]:
 def rounds_of(run: Path) -> int:
     import tomllib
 
-    return tomllib.loads((run / "treaty.toml").read_text())["algorithm"]["rounds"]
+    file = run / "treaty.toml"
+    return tomllib.loads((file if file.exists() else TREATY).read_text())["algorithm"]["rounds"]
 
 
 def read(file: Path) -> dict:

@@ -99,7 +99,8 @@ def test_an_algorithm_imports_no_sibling():
 
 
 def test_only_build_and_what_stands_above_it_reads_a_treaty():
-    above = {"treaty", "build", "sums", "worker", "estimate", "report", "listing", "execute", "progress", "auditing", "trainer", "cli",
+    above = {"treaty", "build", "sums", "worker", "estimate", "report", "listing", "execute", "progress", "auditing",
+             "trainer", "cli",
              "cli_privacy"}  # fmt: skip
     for file in FILES:
         assert room_of(file) in above or ("treaty", True) not in set(imports(file)), file

@@ -47,11 +47,6 @@ def agreed(folder: Path, **changes) -> Treaty:
     return treaty
 
 
-def survivors_of(run: Path) -> dict[str, list[str]]:
-    return {r["body"]["purpose"]: r["body"]["survivors"] for r in verify(run / "ledger.jsonl")
-            if r["kind"] == "survivors"}  # fmt: skip
-
-
 class Killing:
     """Processes of which some get `kill -9` in the middle of an ask: at (round, kind), the one named."""
 
@@ -87,7 +82,7 @@ def test_kill_9_of_a_silo_in_any_phase_leaves_the_plain_sum_of_the_survivors(tmp
         session = open_session(folder, place, killing)
         *_, (state, _) = loop.run(session.rules, session.engine, loop.start(session.rules, place.bench.start()))
     assert not killing.script
-    survivors = survivors_of(folder.path)
+    survivors = demo.opened_sums(verify(folder.path / "ledger.jsonl"))
     assert survivors == {"train 0": [b, c, d], "train 1": [a, c, d], "train 2": [a, b, c, d], "train 3": [a, b, c, d]}
     plain = in_plain_sight(build(treaty), lambda round: survivors[f"train {round}"])
     assert same(state, plain)
@@ -141,7 +136,7 @@ def test_kill_9_of_the_coordinator_opens_nothing_twice_and_states_no_less_than_w
         kinds = [(r["kind"], r["body"].get("round")) for r in Budget(home(run / SILOS, silo) / "budgets", silo)
                  .ledger.records[1:]]  # fmt: skip
         assert sorted(kinds) == sorted((kind, round) for round in range(12) for kind in ("charge", "released"))
-    survivors = survivors_of(run)
+    survivors = demo.opened_sums(records)
     assert demo._prepaid(records).held and demo._plain_addition(run, records, survivors).held
     assert not list(run.glob("silos/*/identity"))
     assert treaty.digest() == records[0]["body"]["treaty"]

@@ -66,8 +66,8 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Report:
-    """What crosses the wire from one silo: encoded tensors (see `wire.py`) and a receipt. `mail`: what it sends to other
-    silos, and can only be read by them (see `secure/`).
+    """What crosses the wire from one silo: encoded tensors (see `wire.py`) and a receipt. `mail`: what it sends to
+    other silos, and only they can read (see `secure/`).
     """
 
     silo: str

@@ -21,6 +21,7 @@ from foedus.build import build
 from foedus.engines.base import Ask
 from foedus.engines.frames import pack_report
 from foedus.engines.processes import Processes
+from foedus.governance import Tray
 from foedus.treaty import load
 from foedus.types import Receipt, Report, Task
 from foedus.worker import command
@@ -134,27 +135,28 @@ def test_silos_in_processes_of_their_own_answer_bit_for_bit_as_in_one(place, eng
     assert engine.memory == {} and set(one.memory) == set(SILOS)
 
 
-def test_a_silo_killed_while_it_trains_fails_alone_and_comes_back_without_its_memory(place, engine):
-    before = answers(place.engine(), task_asks(place))
-    answers(engine, task_asks(place))
+def test_a_silo_killed_while_it_trains_fails_alone_and_comes_back_with_what_it_gave_last(place, engine):
+    before = answers(engine, task_asks(place, 6))
     victim = engine.pids["law"]
     os.kill(victim, signal.SIGSTOP)  # so that it is surely still at work when it is killed
-    kill = threading.Timer(0.3, os.kill, (victim, signal.SIGKILL))
+    kill = threading.Timer(1.0, os.kill, (victim, signal.SIGKILL))
     kill.start()
     reports = answers(engine, task_asks(place, 7))
     kill.join()
     assert "its process ended (SIGKILL)" in reports["law"].receipt.failure and reports["law"].round == 7
     assert reports["law"].payload == b"" and not reports["sport"].receipt.failure
     assert engine.pids.keys() == {"sport"} and gone(victim) and not (engine.folder / "law/pid").exists()
-    assert answers(engine, task_asks(place)[:1])["law"] == before["law"]
+    assert answers(engine, task_asks(place, 6)[:1])["law"] == before["law"]  # though its memory has moved on since
+    assert Tray(engine.folder / "law/out-tray").memory("law")
 
 
-def test_a_silo_keeps_only_its_log_and_its_pid_on_disk_and_no_word_of_its_data(place, engine):
+def test_a_silo_keeps_its_log_its_pid_and_what_it_gave_last_to_itself_and_no_word_of_its_data(place, engine):
     assert all(why(engine, asks(*SILOS, kind="evaluate")).values())  # no task in it: errors are logged too
     assert not any(why(engine, task_asks(place)).values())
     for silo in SILOS:
         folder = engine.folder / silo
-        assert {file.name for file in folder.iterdir()} == {"log", "pid"} and folder.stat().st_mode & 0o77 == 0
+        assert {file.name for file in folder.iterdir()} == {"log", "pid", "out-tray"}
+        assert folder.stat().st_mode & 0o77 == 0  # nobody else may look into it
         assert int((folder / "pid").read_text()) == engine.pids[silo]
         log = (folder / "log").read_text()
         assert "ready after" in log and "'train': done" in log

@@ -20,7 +20,6 @@ from ..secure.mail import unbundle
 from ..secure.messages import Adverts, Agreement, Call, Delivery, Invitation, Openings, Survivors, pack, unpack
 from ..secure.silo import Member
 
-
 SESSIONS = 1000
 """A process joins so many sessions and no more: each draws who masks with whom anew, and a coordinator that could go on
 drawing would find, one day, a victim among corrupt neighbours (with a chance of 2⁻⁴⁰ each time)."""

@@ -150,8 +150,8 @@ def layout_of(shapes: Mapping[Key, tuple[int, ...]], wide: Iterable[Key], word: 
 class Words(Plain):
     """An update of integers as the one coordinate vector `("words", "sum")`; `decode` reads the sum of such vectors.
 
-    Guarantees: all silos send equally many words; none can make a sum wrap, whatever its data; a part that nobody agreed
-    on is refused.
+    Guarantees: all silos send equally many words; none can make a sum wrap, whatever its data; a part that nobody
+    agreed on is refused.
     """
 
     layout: Layout
