@@ -139,12 +139,3 @@ def test_secure_and_open_rounds_are_those_of_one_workplace(tmp_path):
         assert training > 0 and rest > 0 and run.state.round == 1
     assert runs[0].rules.stages.hides and not runs[1].rules.stages.hides
     assert all(np.allclose(x, runs[1].state.params[name], atol=1e-3) for name, x in runs[0].state.params.items())
-
-
-def test_flowers_own_code_recovers_what_its_clients_shared():
-    pytest.importorskip("flwr")
-    from benchmarks import peer_secagg
-
-    assert peer_secagg.Server(silos=5, gone=1, k=2, threshold=2, size=10).seconds() > 0
-    sealed = peer_secagg.share_keys(3, 2)()
-    assert len(sealed[peer_secagg.client.Key.CIPHERTEXT_LIST]) == 3

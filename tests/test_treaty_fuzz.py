@@ -186,12 +186,15 @@ def private(values: dict[str, object]) -> list[str]:
     given = [key for key in measures if key in values]
     values |= {"server.weighting": "uniform"} | ({} if given else {"privacy.epsilon": 8.0})
     gone = [*given[1:], "server.max_weight", "disclosure.loss"]
+    if values.get("privacy.placement") == "shared":
+        gone += ["secure.neighbours"]
     if unit == "silo":
         return [*gone, *local, *author, "cohort.minimum"]
     values |= {"privacy.rate": values.get("privacy.rate", 0.1), "local.steps": 1}
     values |= {"split.by": "hash"}
     if values.get("privacy.placement") == "shared":
         values |= {"local.optimizer": "sgd", "local.momentum": 0.0, "local.weight_decay": 0.0}
+        gone += ["local.schedule", "local.warmup", "local.keep_optimizer", "privacy.clipping", "privacy.bands"]
     else:
         gone += ["privacy.placement", "privacy.noise"]
     return [
