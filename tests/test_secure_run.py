@@ -243,6 +243,8 @@ def test_a_secure_run_says_what_was_seen_and_writes_a_report(tmp_path):
         < last.row["evaluation"]["base"]["perplexity"]["micro"]
     )
     assert (tmp_path / "run/report.html").exists()
+    page = (tmp_path / "run/report.html").read_text()
+    assert "All text" in page and "ean over silos" not in page  # which nobody knows
     assert not (tmp_path / "run/out-tray").exists()  # what silos gave before any mask is not left lying about
 
 

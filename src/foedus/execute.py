@@ -22,7 +22,7 @@ from .build import Workplace, adapter, federation
 from .data import holdings
 from .engines import Engine
 from .errors import RunError
-from .evaluation import figures
+from .evaluation import TOGETHER, figures
 from .gather import EncryptedSums, Masked
 from .governance import Accounted, Journal, KeptMechanism, Ledger, Openings, RunFolder, SiloCustody, Tray
 from .governance.machine import hardware, versions
@@ -37,7 +37,6 @@ from .treaty import Treaty, parse, privacy
 from .types import Receipt, Release, State, Task, Tree
 
 FEDERATED, POOLED, LOCAL, BASE = "federated", "pooled", "local_only", "base"
-TOGETHER = "all silos"
 TRAY = "out-tray"
 SILOS = "silos"
 """The folder of the silos' own folders, in a run whose silos are processes (`launch.py`)."""

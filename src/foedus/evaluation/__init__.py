@@ -1,5 +1,5 @@
 """Evaluation: sums from the silos to figures. Sums add; averages of averages are never taken."""
 
-from .metrics import Evaluation, figures
+from .metrics import TOGETHER, Evaluation, figures
 
-__all__ = ["Evaluation", "figures"]
+__all__ = ["TOGETHER", "Evaluation", "figures"]

@@ -17,6 +17,9 @@ from ..types import Tree
 Evaluation = dict[str, dict[str, Any]]
 Sums = dict[str, float]
 
+TOGETHER = "all silos"
+"""What stands in place of the silos where only their sum was seen."""
+
 
 def figures(by_silo: Mapping[str, Tree], *, labelled: bool) -> Evaluation:
     """Figures from each silo's sums, keyed by (measure, domain) as `silo/evaluate.py` gives them.

@@ -173,7 +173,7 @@ def _table(c: Comparison) -> str:
         "",
         f"| | {' | '.join(heads)} | Federated vs. base |",
         f"|---|{'---:|' * (len(heads) + 1)}",
-        *(_line(c, row) for row in (c.micro, c.macro, *c.domains)),
+        *(_line(c, row) for row in (*c.means, *c.domains)),
         "",
     ]
     return "\n".join(lines)

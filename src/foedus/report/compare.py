@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..evaluation import TOGETHER
+
 PHASES = ("base", "local_only", "federated", "pooled")
 TITLES = {"base": "Base model", "local_only": "Each silo alone", "federated": "Federated", "pooled": "Pooled"}
 EXPLAINED = {
@@ -59,6 +61,11 @@ class Comparison:
     silos: tuple[Row, ...]
 
     @property
+    def means(self) -> tuple[Row, ...]:
+        """The two means; one where only the sum over all silos was seen."""
+        return tuple(row for row in (self.micro, self.macro) if row.values)
+
+    @property
     def title(self) -> str:
         """The metric's name as a heading."""
         return METRIC_TITLES.get(self.metric, self.metric)
@@ -69,13 +76,15 @@ def compare(evaluation: Evaluation, metric: str = "perplexity") -> Comparison | 
     found = {phase: evaluation[phase][metric] for phase in PHASES if (evaluation.get(phase) or {}).get(metric)}
     if not found:
         return None
+    silos = _rows("by_silo", found)
+    seen = {phase: x for phase, x in found.items() if set(x["by_silo"]) != {TOGETHER}}
     return Comparison(
         metric,
         tuple(found),
         _row("All text", "micro", found),
-        _row("Mean over silos", "macro", found),
+        _row("Mean over silos", "macro", seen),
         _rows("by_domain", found),
-        _rows("by_silo", found),
+        tuple(row for row in silos if row.name != TOGETHER),
     )
 
 

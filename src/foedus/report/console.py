@@ -57,7 +57,7 @@ def _table(c: Comparison) -> Table:
         table.add_row(Text(f"… {len(c.domains) - MOST_DOMAINS} more in the report"))
     if c.domains:
         table.add_section()
-    for row in (c.micro, c.macro):
+    for row in c.means:
         table.add_row(*(Text(word) for word in _words(c, row)))
     return table
 
