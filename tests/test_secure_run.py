@@ -26,6 +26,7 @@ from foedus.report.privacy import stated
 from foedus.secure.mail import bundle
 from foedus.secure.messages import pack
 from foedus.stages import chain
+from foedus.stages.noise import AddNoise
 from foedus.stages.words import SUM
 from foedus.treaty import Treaty, load
 from foedus.types import Report, Task, Total
@@ -431,3 +432,21 @@ def test_a_silo_without_its_keys_sends_nothing(tmp_path):
     task = Task(0, place.base.digest, place.bench.start(), place.federation.silos, 1)
     with pytest.raises(GuaranteeError, match="Nothing leaves it in the clear"):
         list(ask(engine, "train", task))
+
+
+@pytest.mark.parametrize("choice", ["shares of noise", "shares of noise for authors"])
+def test_what_a_run_releases_carries_the_noise_that_its_plan_accounts_for(tmp_path, choice):
+    place = build(secure(tmp_path, **CHOICES[choice]))
+    plan, stages = place.privacy, place.federation.stages.stages
+    task = Task(0, place.base.digest, place.bench.start(), place.federation.silos, 1)
+    noise = next(stage for stage in stages if isinstance(stage, AddNoise))
+    sums = []
+    for kept in (stages, [stage for stage in stages if stage is not noise]):  # the same coins, with and without noise
+        rules = replace(place.federation, stages=chain(*kept[:-1]), gather=None)
+        total, _ = InWords().gather(place.engine(rules=rules), "train", task)
+        sums.append(rules.stages.decode(total, task).tensors)
+    added = np.concatenate([(sums[0][key] - sums[1][key]).reshape(-1) for key in sums[0]])
+    bound = noise.after.bound(noise.incoming, task)
+    assert bound >= plan.terms.unit_norm
+    least = plan.multipliers[0] * bound * np.sqrt(6 / plan.terms.sharing)  # six silos, each with a share
+    assert added.std() == pytest.approx(least, rel=0.05) and abs(added.mean()) < 4 * least / np.sqrt(added.size)
