@@ -91,9 +91,10 @@ def test_kill_9_of_a_silo_in_any_phase_leaves_the_plain_sum_of_the_survivors(tmp
 
 
 def started(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    """The command line in a process that hears Ctrl-C, even where these tests run in the background and do not."""
     return subprocess.Popen(
         [sys.executable, "-m", "foedus", *words], cwd=cwd, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        env={**os.environ, "NO_COLOR": "1"},
+        env={**os.environ, "NO_COLOR": "1"}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
