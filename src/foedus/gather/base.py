@@ -9,6 +9,8 @@ from typing import ClassVar, Protocol
 
 from .. import wire
 from ..engines.base import Ask, Engine
+from ..errors import GuaranteeError
+from ..secure.keys import Identity
 from ..server.aggregators import Aggregator
 from ..types import Receipt, Report, Task, Total, Tree
 
@@ -64,3 +66,11 @@ def _updates(reports: Iterable[Report], receipts: list[Receipt]) -> Iterator[Tre
         receipts.append(report.receipt)
         if not report.receipt.failure:
             yield wire.unpack(report.payload)[0]
+
+
+def signer(coordinator: Identity | bytes) -> Identity:
+    """The coordinator's identity. Raises `GuaranteeError` in a silo's own process, which has only its public key."""
+    if isinstance(coordinator, bytes):
+        do = "Gather in the coordinator's process."
+        raise GuaranteeError("the identity of the coordinator", "its public key alone", do)
+    return coordinator

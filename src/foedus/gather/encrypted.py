@@ -14,14 +14,14 @@ import numpy as np
 
 from .. import wire
 from ..engines.base import Engine
-from ..errors import CohortError, GuaranteeError
+from ..errors import CohortError
 from ..secure.backends import Adder, PublicKey
 from ..secure.holder import believed, told
 from ..secure.keys import SIZE, Identity
 from ..secure.messages import Agreement, Decrypt, Decrypted, Invitation, SumKey, pack, sign
 from ..stages.encrypt import ENCRYPTED, Encrypted
 from ..types import Report, Task, Total
-from .base import Gathered
+from .base import Gathered, signer
 from .once import Openings, decide, enough, opened_before, purpose_of
 from .post import Post, must
 
@@ -78,7 +78,7 @@ class EncryptedSums:
         enough(self.agreement.minimum, len(survivors))
         decide(self.openings, purpose, survivors)
         request = Decrypt(session.session, purpose, tuple(survivors), adder.total())
-        return self._opened(post, session.offer.name, sign(request, self._identity), what), survivors
+        return self._opened(post, session.offer.name, sign(request, signer(self.coordinator)), what), survivors
 
     def _joined(self, post: Post) -> _Session:
         """The session that goes on; a new one when there is none."""
@@ -93,7 +93,7 @@ class EncryptedSums:
 
     def _sessions(self, post: Post) -> Iterator[_Session]:
         """A new session with each of the holders that answers, one after another."""
-        invitation = sign(Invitation(self.agreement.digest, secrets.token_bytes(SIZE)), self._identity)
+        invitation = sign(Invitation(self.agreement.digest, secrets.token_bytes(SIZE)), signer(self.coordinator))
         ring = next(iter(self.what.values())).sums.ring
         for holder in self.holders:
             for offer in post.collect("keys", [holder], pack(invitation), SumKey):
@@ -111,13 +111,6 @@ class EncryptedSums:
             "no sum",
             "Bring it back and resume: it or another holder draws a new key, and the silos give the same again.",
         )
-
-    @property
-    def _identity(self) -> Identity:
-        if isinstance(self.coordinator, bytes):
-            do = "Gather in the coordinator's process."
-            raise GuaranteeError("the identity of the coordinator", "its public key alone", do)
-        return self.coordinator
 
 
 def _added(reports: Iterable[Report], post: Post, adder: Adder, before: Sequence[str] | None) -> set[str]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from .. import wire
 from ..engines.base import Engine
-from ..errors import GuaranteeError
 from ..secure import messages
 from ..secure.keys import Identity
 from ..secure.mail import bundle
@@ -20,7 +19,7 @@ from ..secure.parameters import SMALL
 from ..secure.server import Round, Session
 from ..stages.words import SUM
 from ..types import Report, Task, Total
-from .base import Gathered
+from .base import Gathered, signer
 from .once import Openings, decide, enough, opened_before, purpose_of
 from .post import Post, must
 
@@ -75,7 +74,7 @@ class Masked:
         away = [name for name in cohort if session is None or name not in session.members or name in self._lost]
         if session is not None and not away:
             return session
-        fresh = self._begun()
+        fresh = Session.begin(signer(self.coordinator), self.agreement)
         adverts = post.collect("join", away, pack(fresh.invite()), Advert)
         if session is not None and not adverts:
             return session
@@ -85,12 +84,6 @@ class Masked:
         self._session = self._with_joint_randomness(post, fresh, adverts)
         self._ahead, self._established = {}, set()
         return self._session
-
-    def _begun(self) -> Session:
-        if isinstance(self.coordinator, bytes):
-            do = "Gather in the coordinator's process."
-            raise GuaranteeError("the identity of the coordinator", "its public key alone", do)
-        return Session.begin(self.coordinator, self.agreement)
 
     def _fits(self, session: Session, cohort: Sequence[str]) -> bool:
         """Whether enough of the members are asked for each to keep its neighbours: all of them matter where each has
@@ -107,7 +100,7 @@ class Masked:
             openings = post.collect("open", names, pack(Adverts(gathered.gathered)), Opening)
             if len(openings) == len(names):
                 return gathered.openings(openings)
-            fresh = self._begun()
+            fresh = Session.begin(signer(self.coordinator), self.agreement)
             adverts = post.collect("join", sorted(x.name for x in openings), pack(fresh.invite()), Advert)
 
     # ---- a sum ----
