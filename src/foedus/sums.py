@@ -9,10 +9,10 @@ from fractions import Fraction
 
 from .errors import GuaranteeError
 from .gather import EncryptedSums, Gather, Masked
-from .gather.once import purpose_of
 from .governance.circle import Circle
 from .privacy.plan import PrivacyPlan
 from .secure.backends import check
+from .secure.mail import purpose_of
 from .secure.messages import Agreement
 from .silo.evaluate import MEASURES
 from .silo.keyring import Keyring

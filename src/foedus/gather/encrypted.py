@@ -18,11 +18,12 @@ from ..errors import CohortError
 from ..secure.backends import Adder, PublicKey
 from ..secure.holder import believed, told
 from ..secure.keys import SIZE, Identity
+from ..secure.mail import purpose_of
 from ..secure.messages import Agreement, Decrypt, Decrypted, Invitation, SumKey, pack, sign
 from ..stages.encrypt import ENCRYPTED, Encrypted
 from ..types import Report, Task, Total
 from .base import Gathered, signer
-from .once import Openings, decide, enough, opened_before, purpose_of
+from .once import Openings, decide, enough, opened_before
 from .post import Post, must
 
 

@@ -13,14 +13,14 @@ from .. import wire
 from ..engines.base import Engine
 from ..secure import messages
 from ..secure.keys import Identity
-from ..secure.mail import bundle
+from ..secure.mail import bundle, purpose_of
 from ..secure.messages import Advert, Adverts, Agreement, Call, Deposit, Opening, Reveal, pack, unpack
 from ..secure.parameters import SMALL
 from ..secure.server import Round, Session
 from ..stages.words import SUM
 from ..types import Report, Task, Total
 from .base import Gathered, signer
-from .once import Openings, decide, enough, opened_before, purpose_of
+from .once import Openings, decide, enough, opened_before
 from .post import Post, must
 
 

@@ -15,15 +15,6 @@ class Openings(Protocol):
     def decide(self, purpose: str, survivors: Sequence[str]) -> None: ...
 
 
-def purpose_of(kind: str, split: str, round: int) -> str:
-    """What a sum is for, in words.
-
-    >>> purpose_of("train", "", 3), purpose_of("evaluate", "test", 3)
-    ('train 3', 'evaluate test 3')
-    """
-    return " ".join(filter(None, (kind, split, str(round))))
-
-
 def opened_before(openings: Openings | None, purpose: str) -> tuple[str, ...] | None:
     """Those for whom this sum may have been opened already; None when it was for nobody."""
     return openings.survivors(purpose) if openings is not None else None

@@ -1,4 +1,4 @@
-"""Two messages in one mail: the openings that establish a session, and the first call to a sum."""
+"""What both sides of a secure sum say alike beside its messages: what the sum is for, and two messages in one mail."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from .. import wire
 from ..errors import WireError
 
 OPENINGS, CALL = ("openings",), ("call",)
+
+
+def purpose_of(kind: str, split: str, round: int) -> str:
+    """What a sum is for, in words.
+
+    >>> purpose_of("train", "", 3), purpose_of("evaluate", "test", 3)
+    ('train 3', 'evaluate test 3')
+    """
+    return " ".join(filter(None, (kind, split, str(round))))
 
 
 def bundle(openings: bytes, call: bytes) -> bytes:

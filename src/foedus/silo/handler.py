@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from .. import tree, wire
 from ..errors import FoedusError, GuaranteeError, SiloError
 from ..lm.bench import Bench
+from ..secure.mail import purpose_of
 from ..stages.base import Chain
 from ..types import Receipt, Report, Task, Update
 from .evaluate import evaluate
@@ -79,7 +80,10 @@ class Handler:
             self._keep(digest, report, memory)
             answers[report.silo] = report, memory
         found = [answer for answer in answers.values() if answer is not None]
-        return [(self._sealed(report, self.stages, task, f"train {task.round}"), memory) for report, memory in found]
+        return [
+            (self._sealed(report, self.stages, task, purpose_of("train", "", task.round)), memory)
+            for report, memory in found
+        ]
 
     def _train(self, blob: bytes, silos: Sequence[Silo], memories: Sequence[Memory]) -> list[tuple[Report, Memory]]:
         began = time.perf_counter()
@@ -105,7 +109,7 @@ class Handler:
             kept = self._report(silo, task, blob, update, time.perf_counter() - began, {}), {}
             if self.measures.hides:
                 self._keep(digest, *kept, split)
-        return self._sealed(kept[0], self.measures, task, f"evaluate {split} {task.round}")
+        return self._sealed(kept[0], self.measures, task, purpose_of("evaluate", split, task.round))
 
     def answer(self, kind: str, silo: str, mail: bytes) -> Report:
         """A step of a secure sum other than giving a vector: joining, dealing shares, opening."""
