@@ -66,5 +66,12 @@ def test_a_round_redone_with_another_outcome_is_recorded_beside_the_first(path):
     assert records[-1]["body"] == {"round": 4, "release": "f" * 64, "redone": True}
 
 
+def test_a_round_redone_under_other_masks_with_the_same_outcome_is_recorded_once(path):
+    ledger = Ledger(path)
+    for reports, release in [("a", "r"), ("b", "r"), ("b", "s")]:
+        ledger.once("round", {"round": 9, "reports": reports, "release": release}, same=("round",), free=("reports",))
+    assert [r["body"].get("release") for r in verify(path)[5:]] == ["r", "s"]
+
+
 def test_records_hold_no_clock(path):
     assert set(json.loads(path.read_text().splitlines()[0])) == {"index", "previous", "kind", "body", "hash"}

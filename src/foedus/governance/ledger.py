@@ -48,11 +48,13 @@ class Ledger:
         self.records.append(record)
         return record
 
-    def once(self, kind: str, body: Mapping[str, Any], *, same: tuple[str, ...]) -> Record:
+    def once(
+        self, kind: str, body: Mapping[str, Any], *, same: tuple[str, ...], free: tuple[str, ...] = ()
+    ) -> Record:
         """Adds a record unless the ledger has one of this kind that agrees on the fields `same`.
 
-        A round that was redone after a crash must come out as it did before; if it did not, the ledger keeps both, and
-        the new one says `"redone": true`.
+        A round that was redone after a crash must come out as it did before, but for the fields `free`; if it did not,
+        the ledger keeps both, and the new one says `"redone": true`.
         """
 
         def agrees(record: Record) -> bool:
@@ -61,7 +63,8 @@ class Ledger:
         known = next((record for record in reversed(self.records) if agrees(record)), None)
         if known is None:
             return self.append(kind, body)
-        if {**known["body"], "redone": True} == {**body, "redone": True}:
+        outcomes = [{**old_or_new, "redone": True, **dict.fromkeys(free)} for old_or_new in (known["body"], body)]
+        if outcomes[0] == outcomes[1]:
             return known
         return self.append(kind, {**body, "redone": True})
 

@@ -111,13 +111,14 @@ def _most(n: int, marked: int, k: int, chance: float) -> int:
     """The smallest m such that more than m of k neighbours are marked with a chance below `chance`.
 
     Hypergeometric: k drawn of n, `marked` of which are marked. The terms are taken as logs, and added from the far end
-    of the tail on, so that chances of 10⁻¹⁸ and less keep their digits; one minus a sum would lose them.
+    of the tail on, so that chances of 10⁻¹⁸ and less keep their digits; one minus a sum would lose them. What rounding
+    cannot tell from `chance` counts as not below it.
     """
     f = _log_factorials(n)
     x = np.arange(max(0, k - (n - marked)), min(k, marked) + 1)
     ways = f[marked] - f[x] - f[marked - x] + f[n - marked] - f[k - x] - f[n - marked - k + x]
     at_least = np.cumsum(np.exp(ways - f[n] + f[k] + f[n - k])[::-1])[::-1]
-    return int(x[0] + np.count_nonzero(at_least[1:] >= chance))
+    return int(x[0] + np.count_nonzero(at_least[1:] >= chance * (1 - 1e-9)))
 
 
 @lru_cache(maxsize=8)
