@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from foedus import loop
-from foedus.algorithms.base import Stateless, delta
+from foedus.algorithms.base import Averaging, delta
 from foedus.engines import InProcess
 from foedus.loop import Federation
 from foedus.privacy.mechanisms import Unprotected
@@ -48,7 +48,7 @@ class Client:
 
 
 @dataclass(frozen=True)
-class NoSteps(Stateless):
+class NoSteps(Averaging):
     """FedAvg whose local training takes no step: everybody's parameters stay what they were."""
 
     def train(self, bench, task, silos, memories):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from foedus import loop, tree, wire
-from foedus.algorithms.base import Stateless
+from foedus.algorithms.base import Averaging
 from foedus.errors import CohortError, GuaranteeError
 from foedus.loop import Federation
 from foedus.privacy import Unprotected
@@ -37,7 +37,7 @@ def data(seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return out
 
 
-class LeastSquares(Stateless):
+class LeastSquares(Averaging):
     """An engine's silos and an algorithm in one: five steps of gradient descent."""
 
     def __init__(self, stages, data, broken: dict[str, str] | None = None, order=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -131,18 +132,18 @@ def build(
     privacy = privacy_plan(treaty, len(splits))
     plan = local_plan(treaty)
     if privacy is not None:
-        numbers = {name: x.size for name, x in bench.start().items()}
-        privacy.check_silos(sum(numbers.values()), treaty.privacy.accept_noise)
-        plan = replace(plan, privacy=privacy.steps_at_silos(list(numbers)), rows=treaty.performance.microbatch)
+        plan = replace(plan, privacy=privacy.steps_at_silos(list(bench.start())), rows=treaty.performance.microbatch)
     if plan.privacy is not None:
         bench.prove()
     else:
         _check_sizes(silos, plan)
     rules = federation(treaty, tuple(splits), base.digest, plan, privacy)
+    parts = rules.algorithm.parts({name: x.shape for name, x in bench.start().items()})
+    if privacy is not None:
+        privacy.check_silos(sum(map(math.prod, parts.values())), treaty.privacy.accept_noise)
     sums, measures = None, Chain()
     if treaty.secure.sums != "open":
-        shapes = {name: x.shape for name, x in bench.start().items()}
-        sums = secure_sums(treaty, base.digest, circle or fresh_circle(splits), privacy, shapes, _domains(splits))
+        sums = secure_sums(treaty, base.digest, circle or fresh_circle(splits), privacy, parts, _domains(splits))
         rules, measures = replace(rules, stages=sums.stages, gather=sums.gather), sums.measures
     return Workplace(
         treaty=treaty,

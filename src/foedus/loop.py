@@ -96,16 +96,18 @@ def one_round(federation: Federation, engine: Engine, state: State) -> tuple[Sta
     release = replace(release, receipts=receipts)
 
     mean = f.aggregator.mean(release.tensors)
-    params, optimizer = state.params, state.optimizer
+    params, optimizer, extra = state.params, state.optimizer, state.extra
     if total.count or release.unit:
-        params, optimizer = f.server_optimizer.step(params, tree.part(mean, "delta"), optimizer)
+        params, optimizer = f.server_optimizer.step(params, f.algorithm.direction(mean), optimizer)
+        extra = f.algorithm.finish(extra, mean)
+        params = f.algorithm.refine(params, extra)
     return State(
         round=state.round + 1,
         params=params,
         optimizer=optimizer,
         mechanism=mechanism,
         settings=f.stages.learn(mean, state.settings),
-        extra=f.algorithm.finish(state.extra, mean),
+        extra=extra,
     ), release
 
 
@@ -117,7 +119,8 @@ def _decoded(f: Federation, total: Total, task: Task) -> Total:
     if total.count:
         return f.stages.decode(total, task)
     stages = f.stages.split()[0]
-    nothing = Update(tree.as_part("delta", {name: np.zeros(x.shape) for name, x in task.params.items()}))
+    parts = f.algorithm.parts({name: x.shape for name, x in task.params.items()})
+    nothing = Update({key: np.zeros(shape) for key, shape in parts.items()})
     return stages.decode(replace(total, tensors=tree.zeros(stages.encode(nothing, task).tensors)), task)
 
 

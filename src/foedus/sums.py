@@ -34,7 +34,7 @@ LOSS: tuple[Key, ...] = (("metric", "loss"), ("metric", "targets"))
 
 HELD_OUT = ("validation", "test")
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[Key, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def secure_sums(
 ) -> SecureSums:
     """The agreement that every silo of the circle holds the coordinator to, and both sides of it in this process.
 
-    `shapes`: of what is trained; `domains`: all that evaluation sums may be of. Raises `GuaranteeError` for what cannot
-    be kept.
+    `shapes`: of every part of an update; `domains`: all that evaluation sums may be of. Raises `GuaranteeError` for
+    what cannot be kept.
     """
     silos, encrypted = len(circle.roster), treaty.secure.sums == "encrypted"
     parties = silos if encrypted else treaty.cohort.size or silos  # one key, and so one room, for both kinds of sum
@@ -69,7 +69,7 @@ def _updates(treaty: Treaty, plan: PrivacyPlan | None, shapes: Shapes, parties: 
     """An update as integers on a public grid, and these as words."""
     numbers = integers(treaty, plan, parties)
     wide = [*_beside(numbers), *(LOSS if treaty.disclosure.loss else ())]
-    single: dict[Key, tuple[int, ...]] = {("delta", name): shape for name, shape in shapes.items()}
+    single = dict(shapes)
     if treaty.privacy.quantile is not None and treaty.privacy.unit == "silo":
         single["within", "sum"] = (1,)
     return chain(*numbers, Words(layout_of(single, wide, treaty.secure.word, parties)))

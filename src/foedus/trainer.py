@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,8 @@ class FederatedTrainer:
         for name, dataset in by_silo.items():
             table = from_dataset(dataset, columns(self.treaty))
             encoded = place.bench.objective.encode(table, place.base.tokenizer)
-            sums[name] = evaluate(place.bench, state.params, encoded, seed=self.treaty.seed)
+            scores = partial(place.bench.scores, state.params)
+            sums[name] = evaluate(scores, encoded, place.bench.objective, seed=self.treaty.seed)
         table = figures(sums, labelled=place.labelled)
         out: dict[str, Any] = {measure: values["micro"] for measure, values in table.items()}
         for group in ("by_silo", "by_domain"):

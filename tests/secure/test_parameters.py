@@ -118,7 +118,7 @@ def test_the_tail_is_that_of_exact_arithmetic(n, data):
     marked, k = data.draw(st.integers(0, n)), data.draw(st.integers(0, n))
     chance = data.draw(st.sampled_from([0.3, 1e-3, 2.0**-20, 2.0**-41]))
     ways = [comb(marked, x) * comb(n - marked, k - x) for x in range(k + 1)]
-    below = Fraction(chance) * (1 - Fraction(1, 10**9))  # a tail of exactly 3/10 is not below 0.3, whichever way it rounds
+    below = Fraction(chance) * (1 - Fraction(1, 10**9))  # 3/10 is not below 0.3, however that rounds
     expected = next(m for m in range(k + 1) if Fraction(sum(ways[m + 1 :]), comb(n, k)) < below)
     assert parameters._most(n, marked, k, chance) == expected
 

@@ -13,11 +13,11 @@ from ..lm.bench import Bench
 from ..silo.shard import Silo
 from ..silo.train import LocalPlan, train
 from ..types import Task, Tree, Update
-from .base import Stateless, delta
+from .base import Averaging, delta
 
 
 @dataclass(frozen=True)
-class FedAvg(Stateless):
+class FedAvg(Averaging):
     """Local steps, then the difference."""
 
     local: LocalPlan

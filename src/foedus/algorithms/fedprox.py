@@ -12,11 +12,11 @@ from ..lm.bench import Bench
 from ..silo.shard import Silo
 from ..silo.train import LocalPlan, train
 from ..types import Task, Tree, Update
-from .base import Stateless, delta
+from .base import Averaging, delta
 
 
 @dataclass(frozen=True)
-class FedProx(Stateless):
+class FedProx(Averaging):
     """Local steps with a pull of strength `mu` ≥ 0 towards the global model."""
 
     local: LocalPlan

@@ -48,9 +48,7 @@ class Ledger:
         self.records.append(record)
         return record
 
-    def once(
-        self, kind: str, body: Mapping[str, Any], *, same: tuple[str, ...], free: tuple[str, ...] = ()
-    ) -> Record:
+    def once(self, kind: str, body: Mapping[str, Any], *, same: tuple[str, ...], free: tuple[str, ...] = ()) -> Record:
         """Adds a record unless the ledger has one of this kind that agrees on the fields `same`.
 
         A round that was redone after a crash must come out as it did before, but for the fields `free`; if it did not,

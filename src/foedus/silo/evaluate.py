@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from ..lm.bench import Bench
-from ..lm.objectives import Encoded
+from ..lm.bench import Batch
+from ..lm.objectives import Encoded, Objective
 from ..seeds import derive, generator
-from ..types import Params, Tree
+from ..types import Tree
 
+Scores = Callable[[Batch], Mapping[str, np.ndarray]]
 MEASURES = ("nll", "targets", "correct", "bytes")
 
 
 def evaluate(
-    bench: Bench, params: Params, data: Encoded, *, seed: int, limit: int | None = None, tokens: int = 2048
+    scores: Scores, data: Encoded, objective: Objective, *, seed: int, limit: int | None = None, tokens: int = 2048
 ) -> Tree:
     """Sums over the held-out rows, keyed by (measure, domain), as float64 arrays of shape (1,).
 
     Measures: "nll" in nats, "targets", "correct" (targets that were the arg max), "bytes" (UTF-8, of the text that was
-    predicted). `limit`: at most that many rows, always the same ones. `tokens`: about how many go in one batch.
+    predicted). `scores`: of a batch's rows, as `Bench.scores` has them. `limit`: at most that many rows, always the
+    same ones. `tokens`: about how many go in one batch.
     """
     sums: dict[tuple[str, str], float] = {}
     for rows in _batches(data, seed, limit, tokens):
-        scores = bench.scores(params, bench.objective.collate(data, rows, derive(seed, "evaluate", int(rows[0]))))
-        scores = {**scores, "bytes": data.bytes[rows]}
+        batch = objective.collate(data, rows, derive(seed, "evaluate", int(rows[0])))
+        found = {**scores(batch), "bytes": data.bytes[rows]}
         for measure in MEASURES:
-            for row, value in zip(rows, scores[measure], strict=True):
+            for row, value in zip(rows, found[measure], strict=True):
                 key = (measure, data.domains[row])
                 sums[key] = sums.get(key, 0.0) + float(value)
     return {key: np.array([value]) for key, value in sums.items()}

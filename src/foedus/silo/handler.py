@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Protocol
 
 from .. import tree, wire
@@ -104,7 +104,9 @@ class Handler:
         kept = self._kept(silo.name, digest, split) if self.measures.hides else None
         if kept is None:
             with _as_silo_error():
-                sums = evaluate(self.bench, task.params, silo.splits[split], seed=task.seed, limit=self.evaluation_rows)
+                scores = partial(self.algorithm.scores, self.bench, task.params, silo)
+                data, objective = silo.splits[split], self.bench.objective
+                sums = evaluate(scores, data, objective, seed=task.seed, limit=self.evaluation_rows)
             update = self.measures.split()[0].encode(Update(sums, silo=silo.name), task)
             kept = self._report(silo, task, blob, update, time.perf_counter() - began, {}), {}
             if self.measures.hides:
