@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 RUN := runs/newsgroups
 PRIVATE := runs/newsgroups-private
 SECURE := runs/newsgroups-secure
+STUDY := runs/studies/alignment-small
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo demo-private demo-secure test lint bench report clean
+.PHONY: setup demo demo-private demo-secure study test lint bench report clean
 
 setup: $(VENV)/.installed
 
@@ -37,6 +38,10 @@ demo-private: setup
 demo-secure: setup
 	$(BIN)/foedus fetch
 	$(BIN)/python demos/secure.py $(SECURE)
+
+study: setup
+	$(BIN)/foedus fetch smollm2-135m-instruct 20newsgroups friends reuters-r8
+	$(BIN)/foedus study treaties/studies/alignment-small.toml --out $(STUDY)
 
 test: setup lint
 	$(BIN)/foedus fetch

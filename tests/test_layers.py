@@ -12,15 +12,15 @@ import foedus
 
 ROOT = Path(foedus.__file__).parent
 LAYERS = [
-    "errors types tree wire seeds",
+    "errors types tree wire seeds kernels attention",
     "assets data stages server privacy secure",
     "lm silo algorithms evaluation audit",
     "engines",
     "loop gather governance",
-    "treaty build sums estimate",
+    "treaty methods build sums estimate",
     "report listing",
-    "execute progress auditing worker launch",
-    "trainer cli cli_privacy console",
+    "execute progress auditing worker launch study",
+    "trainer cli cli_privacy cli_study console",
     "__main__",
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms.split()}
@@ -78,7 +78,7 @@ def test_only_the_accountant_imports_the_accounting_library():
 
 def test_only_a_plan_makes_what_bears_on_a_guarantee():
     made = {"PrivateSteps", "Clip", "Grid", "AddNoise", "Gaussian", "DiscreteGaussian", "Correlated", "Bare", "AtSilos",
-            "SecretPoisson", "ExpectedMean", "Parts", "Following"}  # fmt: skip
+            "SecretPoisson", "ExpectedMean", "Parts", "Following", "Survey"}  # fmt: skip
     for file in FILES:
         calls = {
             node.func.id for node in ast.walk(ast.parse(file.read_text()))
@@ -99,9 +99,9 @@ def test_an_algorithm_imports_no_sibling():
 
 
 def test_only_build_and_what_stands_above_it_reads_a_treaty():
-    above = {"treaty", "build", "sums", "worker", "estimate", "report", "listing", "execute", "progress", "auditing",
+    above = {"treaty", "methods", "build", "sums", "worker", "estimate", "report", "listing", "execute", "progress", "auditing",
              "trainer", "cli",
-             "cli_privacy"}  # fmt: skip
+             "cli_privacy", "study"}  # fmt: skip
     for file in FILES:
         assert room_of(file) in above or ("treaty", True) not in set(imports(file)), file
 

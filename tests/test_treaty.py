@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from foedus.errors import TreatyError
-from foedus.treaty import SECTIONS, Mistakes, Treaty, describe, from_dict, load, parse, privacy, statement
+from foedus.treaty import SECTIONS, Mistakes, Treaty, describe, from_dict, load, not_covered, parse, privacy, statement
+from foedus.treaty.rules import OWN
 
 TREATIES = sorted((Path(__file__).parent.parent / "treaties").glob("*.toml"))
 LEAST = """
@@ -165,7 +166,7 @@ def test_every_treaty_that_we_ship_is_sound_commented_and_named_after_its_file(p
 
 def test_the_shipped_treaties_show_every_algorithm_partition_sampling_and_adapter():
     treaties = [load(path) for path in TREATIES]
-    assert {t.algorithm.name for t in treaties} == {"fedavg", "fedprox"}
+    assert {t.algorithm.name for t in treaties} == {"fedavg", "fedprox", "alignment"}
     assert {t.silos.by for t in treaties} >= {"domain", "dirichlet", "quantity", "iid"}
     assert {t.cohort.sampling for t in treaties} == {"full", "fixed", "poisson"}
     assert {t.adapter.kind for t in treaties} == {"lora", "full"}
@@ -177,7 +178,7 @@ def test_the_shipped_treaties_show_every_algorithm_partition_sampling_and_adapte
 
 def test_the_resolved_treaty_says_every_key_that_applies_and_no_other(least):
     tables = tomllib.loads(least.resolved())
-    assert list(tables) == list(SECTIONS)
+    assert list(tables) == [name for name in SECTIONS if name not in ("topics", *OWN)]
     assert tables["local"] == {
         "steps": 2, "batch": 8, "optimizer": "adamw", "lr": 0.001, "weight_decay": 0.0,
         "keep_optimizer": False, "schedule": "constant", "warmup": 0,
@@ -295,6 +296,80 @@ def test_a_silo_is_told_of_what_it_might_not_think_of(least):
     assert 'for the baseline "local": the same sums' in said
     assert 'for the baseline "pooled": all its training text' in said
     assert "pooled" not in "\n".join(describe(least))
+
+
+METHODS = {
+    "scaffold": {"local.optimizer": "sgd"},
+    "alignment": {"alignment.public_text": "friends", "alignment.attention": "entropy", "alignment.every": 2},
+    "fedlap": {},
+    "knn-adapter": {"knn.public_text": "reuters-r8"},
+    "alone": {},
+}
+PRIVATE = {"privacy.unit": "example", "privacy.epsilon": 8.0, "privacy.rate": 0.1}
+
+
+def method(least, name: str, **more) -> Treaty:
+    return least.replace(**{"algorithm.name": name, **METHODS[name], **more})
+
+
+def test_a_silo_is_told_what_a_method_sends_beside_its_update(least):
+    said = {name: "\n".join(describe(method(least, name))) for name in METHODS}
+    assert "how its control variate changed, as many numbers again" in said["scaffold"]
+    assert "the mean embedding of its text, 128 numbers a layer, exactly, every 2 rounds" in said["alignment"]
+    assert "what it weighs, which follows from how unsure the model is of its text" in said["alignment"]
+    assert "in place of an update, in every round: 16 synthetic texts of 16 tokens" in said["fedlap"]
+    assert "can be like its own texts" in said["fedlap"]
+    assert "no update: zeros" in said["alone"]
+
+
+def test_a_silo_is_told_whether_what_a_method_sends_is_noised(least):
+    more = {**PRIVATE, "server.weighting": "uniform", "disclosure.loss": False}
+    said = "\n".join(describe(method(least, "alignment", **more)))
+    assert "from a survey with noise of its own, every 2 rounds" in said
+    whole = more | {"privacy.unit": "silo", "privacy.rate": None}
+    assert "inside the clip of the update" in "\n".join(describe(method(least, "alignment", **whole)))
+    assert "made of gradients that were noised" in "\n".join(describe(method(least, "fedlap", **more)))
+
+
+def test_what_a_method_reads_outside_its_guarantee_is_said(least):
+    more = {**PRIVATE, "server.weighting": "uniform", "disclosure.loss": False}
+    said = " ".join(not_covered(method(least, "knn-adapter", **more)))
+    assert "what a silo's own store of text answers" in said
+    public = method(least, "knn-adapter", **more, **{"knn.answers": "public"})
+    assert "store of text" not in " ".join(not_covered(public))
+    topical = least.replace(**{"data.label": "label", "topics.weight": 0.1})
+    assert "the names of the topics" in not_covered(topical)
+
+
+def test_what_asks_for_nothing_is_in_no_resolved_treaty_and_no_digest(least):
+    off = least.replace(**{"data.missing": 0.0, "data.scrub": False, "data.unlabelled": [], "model.layers": None,
+                           "adapter.blocks": None, "silos.members": []})  # fmt: skip
+    labelled = least.replace(**{"data.label": "label"})
+    assert off.digest() == least.digest() and off.tables() == least.tables()
+    assert labelled.replace(**{"topics.weight": 0.0, "topics.denoise": 0.0}).tables() == labelled.tables()
+    assert least.replace(**{"data.scrub": True}).data.scrub == ("addresses", "names", "urls")
+
+
+def test_what_belongs_to_a_method_goes_with_it(least):
+    aligned = method(least, "alignment")
+    assert set(aligned.tables()["alignment"]) >= {"weight", "features", "gamma", "every"}
+    assert "largest" not in aligned.tables()["alignment"] and "noise_ratio" not in aligned.tables()["alignment"]
+    assert aligned.replace(**{"algorithm.name": "fedavg"}) == least
+    topical = least.replace(**{"data.label": "label", "topics.weight": 0.1, "topics.smoothing": 0.1})
+    assert topical.replace(**{"topics.weight": 0.0}) == least.replace(**{"data.label": "label"})
+    assert parse(aligned.resolved()) == aligned
+
+
+DIGESTS = {
+    "newsgroups": "622ea46667e9834dfb8ac6b37c047153d6e6b965ce0bcbf21c81028f6463a185",
+    "newsgroups-private": "33541a18d74092177ddd6249f4ad00de45334634c55ca6f72a719f9aeed81b17",
+    "newsgroups-secure": "f616172a918a473d9064d8aca10feb883a2423a62b797dcd4a9db39b75ab919f",
+}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_the_digests_of_treaties_from_before_the_methods_are_what_they_were(name):
+    assert load(next(path for path in TREATIES if path.stem == name)).digest() == DIGESTS[name]
 
 
 def test_a_capped_weight_is_said_to_be_capped(least):

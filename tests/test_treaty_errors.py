@@ -66,7 +66,42 @@ BAD = {
     ),
     "a key of two other sections": (
         written(model__momentum="0.9"),
-        ("[model] momentum", "a key that [model] has", '"momentum"', "It belongs under [local] or [server]."),
+        (
+            "[model] momentum",
+            "a key that [model] has",
+            '"momentum"',
+            "It belongs under [alignment] or [local] or [server].",
+        ),
+    ),
+    "pseudo-labels without a topic head": (
+        written(topics__pseudo_labels="0.9"),
+        (
+            "[topics] pseudo_labels",
+            "pseudo_labels only with [topics] weight",
+            "pseudo_labels = 0.9 with weight = 0.0",
+            "Remove pseudo_labels, or add weight = 0.1 (for example) in [topics].",
+        ),
+    ),
+    "a section of another algorithm": (
+        written(alignment__weight="0.1"),
+        (
+            "[alignment] weight",
+            'weight only with [algorithm] name "alignment"',
+            'weight = 0.1 with name = "fedavg"',
+            'Remove weight, or set name = "alignment" in [algorithm].',
+        ),
+    ),
+    "an odd number of features": (
+        written(algorithm__name='"alignment"', alignment__public_text='"friends"', alignment__features="129"),
+        ("[alignment] features", "an even integer ≥ 10", "129 (integer)", "features = 128"),
+    ),
+    "something else to scrub": (
+        written(data__scrub='["faces"]'),
+        ("[data] scrub", 'true, or a list of distinct "addresses", "names", "urls"', '["faces"] (list)', "Known:"),
+    ),
+    "a domain at two silos": (
+        written(silos__members='[["a", "b"], ["b"]]', silos__names='["x", "y"]'),
+        ("[silos] members", "a list with a list of names for each silo", "(list)", "members ="),
     ),
     "a key unlike any": (
         written(split__zzz="1"),
@@ -249,7 +284,7 @@ BAD = {
     ),
     "an unknown algorithm": (
         written(algorithm__name='"FedAvg"'),
-        ("[algorithm] name", 'one of "fedavg", "fedprox"', '"FedAvg" (text)', "Known: fedavg, fedprox."),
+        ("[algorithm] name", 'one of "fedavg", "fedprox"', '"FedAvg" (text)', 'Did you mean "fedavg"?'),
     ),
     "an unknown partition": (
         written(silos__by='"domian"'),
@@ -508,6 +543,94 @@ BAD = {
         ("", "TOML", "limit", "key = value"),
     ),
 }
+
+
+METHOD = {"algorithm__name": '"alignment"', "alignment__public_text": '"friends"'}
+STORE = {"algorithm__name": '"knn-adapter"'}
+CONTROLS = {"algorithm__name": '"scaffold"', "local__optimizer": '"sgd"'}
+NAMED = {"silos__names": '["north", "south"]'}
+SHARED_STEP = {
+    "privacy__unit": '"example"', "privacy__epsilon": "8.0", "privacy__rate": "0.1", "privacy__placement": '"shared"',
+    "privacy__noise": '"discrete-gaussian"', "local__steps": "1", "local__optimizer": '"sgd"',
+    "secure__corrupt": "0.01",
+}  # fmt: skip
+BAD_METHODS = {
+    "topics without labels": (lambda: written(topics__weight="0.1"), "label, which [topics] weight"),
+    "damaged copies without labels": (lambda: written(topics__denoise="0.1"), "label, which [topics] denoise"),
+    "no bandwidths": (lambda: written(algorithm__name='"alignment"'), "public_text, which [algorithm] name"),
+    "UDALM without labels": (lambda: written(algorithm__name='"udalm"', topics__weight="0.1"), "label, which"),
+    "UDALM without a head": (lambda: written(algorithm__name='"udalm"', data__label='"l"'), "weight, which [udalm]"),
+    "an error of no head": (lambda: written(**METHOD, alignment__attention='"error"'), "weight, which [alignment]"),
+    "a gamma of no attention": (lambda: written(**METHOD, alignment__gamma="1.0"), "gamma only with [alignment]"),
+    "examples that count twice": (
+        lambda: written(**METHOD, alignment__attention='"entropy"', alignment__base="1"), "in one place"
+    ),
+    "a ratio of no noise": (lambda: written(**METHOD, alignment__noise_ratio="2.0"), "noise_ratio only with [privacy]"),
+    "features of a classifier": (
+        lambda: written(**METHOD, model__task='"sequence-classification"', data__label='"l"'), "task ="
+    ),
+    "synthetic texts under a mask": (
+        lambda: written(algorithm__name='"fedlap"', model__base='"tiny:bert"', model__task='"masked-lm"'), "task ="
+    ),
+    "controls of Adam": (lambda: written(algorithm__name='"scaffold"'), "plain SGD"),
+    "controls with momentum": (lambda: written(**CONTROLS, local__momentum="0.9"), "plain SGD"),
+    "controls of clipped steps": (lambda: written(**CONTROLS, local__max_grad_norm="1.0"), "plain SGD"),
+    "warm for ever": (lambda: written(**CONTROLS, scaffold__warm="5"), "fewer first rounds"),
+    "a target that is no silo": (lambda: written(**METHOD, **NAMED, alignment__target='"west"'), "the name of a silo"),
+    "nobody with labels": (
+        lambda: written(**NAMED, data__label='"l"', data__unlabelled='["north", "south"]'), "a silo with labels"
+    ),
+    "no labels to be without": (lambda: written(**NAMED, data__unlabelled='["north"]'), "label, which [data] unlab"),
+    "no topics to lose": (
+        lambda: written(data__missing="0.1", data__missing_kind='"topic"'), "label, which [data] missing_kind"
+    ),
+    "a kind of nothing missing": (lambda: written(data__missing_kind='"token"'), "missing_kind only with [data]"),
+    "classes that are missing": (
+        lambda: written(model__task='"sequence-classification"', data__label='"l"', data__missing="0.1"),
+        "missing only with [model] task",
+    ),
+    "members without names": (lambda: written(silos__members='[["a"], ["b"]]'), "a name for each of 2 silos"),
+    "members of drawn silos": (
+        lambda: written(**DIRICHLET, silos__members='[["a"]]'), "members of silos by a column"
+    ),
+    "members that are not kept": (
+        lambda: written(**NAMED, silos__members='[["a"], ["b"]]', data__keep='["a"]'), "every member of a silo"
+    ),
+    "members in no folder": (
+        lambda: written(silos__names='["a/b"]', silos__members='[["a"]]'), "fit for folders"
+    ),
+    "a cut that is trained": (lambda: written(model__layers="2", adapter__kind='"full"'), "no layers with"),
+    "surveys beside shares": (lambda: secured(**METHOD, **SHARED_STEP), 'placement = "silo" with this algorithm'),
+    "controls beside shares": (
+        lambda: secured(**CONTROLS | SHARED_STEP), 'placement = "silo" with this algorithm'
+    ),
+    "surveys beside bands": (lambda: written(**PRIVATE, **METHOD, privacy__bands="2"), "bands = 1 beside surveys"),
+    "whole silos alone": (
+        lambda: written(algorithm__name='"alone"', privacy__unit='"silo"', privacy__epsilon="8.0"), 'unit "example"'
+    ),
+    "whole silos in synthetic texts": (
+        lambda: written(algorithm__name='"fedlap"', privacy__unit='"silo"', privacy__epsilon="8.0"), 'unit "example"'
+    ),
+    "synthetic texts in a secret sum": (lambda: secured(algorithm__name='"fedlap"'), "a combination that holds"),
+    "a store of private text": (lambda: written(**PRIVATE, **STORE), "public_text to tune against"),
+    "answers of no public store": (lambda: written(**STORE, knn__answers='"public"'), "public_text, which [knn]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_METHODS)
+def test_a_method_that_would_not_hold_is_refused(name):
+    text, expected = BAD_METHODS[name]
+    (problem,) = problems(text())
+    assert expected in problem.expected
+    assert problem.came and problem.do.endswith(".")
+
+
+def test_the_table_of_methods_starts_from_good_treaties():
+    for good in (METHOD, STORE, CONTROLS, NAMED, METHOD | PRIVATE):
+        assert isinstance(parse(written(**good)), Treaty)
+    assert isinstance(parse(secured(**SHARED_STEP)), Treaty)
+    assert isinstance(parse(secured(**METHOD)), Treaty)
+    assert isinstance(parse(written(**METHOD, privacy__unit='"silo"', privacy__epsilon="8.0")), Treaty)
 
 
 def problems(text: str) -> tuple[TreatyError, ...]:

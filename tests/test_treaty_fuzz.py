@@ -27,12 +27,15 @@ GOOD = {
     "model.base": lines,
     "model.task": st.sampled_from(["causal-lm", "masked-lm", "sequence-classification", "seq2seq"]),
     "model.max_length": st.integers(8, 8192),
+    "model.layers": counts,
+    "model.windows": counts,
     "adapter.kind": st.sampled_from(["lora", "full"]),
     "adapter.rank": st.integers(1, 1024),
     "adapter.alpha": positive,
     "adapter.dropout": fractions,
     "adapter.targets": st.sampled_from(["all-linear", "attention"]) | names,
     "adapter.embeddings": st.booleans(),
+    "adapter.blocks": counts,
     "adapter.freeze_a": st.booleans(),
     "data.source": lines.filter(lambda name: name != "memory"),
     "data.test_source": lines,
@@ -44,17 +47,66 @@ GOOD = {
     "data.timestamp": lines,
     "data.keep": names,
     "data.max_examples": st.integers(10**6, 10**9),
+    "data.scrub": st.booleans() | st.lists(st.sampled_from(["addresses", "names", "urls"]), unique=True),
+    "data.unlabelled": names,
+    "data.missing": fractions,
+    "data.missing_kind": st.sampled_from(["sequence", "token", "topic"]),
     "silos.by": st.sampled_from(["domain", "author", "label", "column:x", "dirichlet", "quantity", "iid"]),
     "silos.count": st.just(3),
     "silos.alpha": positive,
     "silos.min_examples": st.integers(1, 10**6),
     "silos.names": folders,
+    "silos.members": st.just([["a"], ["b", "c"], ["d"]]),
     "split.by": st.sampled_from(["hash", "time"]),
     "split.validation": st.floats(0.01, 0.49),
     "split.test": st.floats(0.0, 0.49),
-    "algorithm.name": st.sampled_from(["fedavg", "fedprox"]),
+    "algorithm.name": st.sampled_from(
+        ["fedavg", "fedprox", "scaffold", "alignment", "reversal", "udalm", "knn-adapter", "fedlap", "alone"]
+    ),
     "algorithm.rounds": st.integers(100, 10**6),
     "algorithm.mu": st.floats(0, 1e6),
+    "topics.weight": st.floats(0, 10),
+    "topics.smoothing": fractions,
+    "topics.pseudo_labels": st.floats(0.01, 1),
+    "topics.denoise": st.floats(0, 10),
+    "topics.denoise_rate": st.floats(0.01, 0.99),
+    "alignment.weight": st.floats(0, 10),
+    "alignment.layers": st.lists(st.integers(-4, 4), min_size=1, max_size=3, unique=True),
+    "alignment.features": st.integers(5, 32768).map(lambda half: 2 * half),
+    "alignment.project": st.integers(0, 64),
+    "alignment.public_text": lines,
+    "alignment.every": counts,
+    "alignment.noise_ratio": positive,
+    "alignment.rate": st.floats(1e-6, 1),
+    "alignment.attention": st.sampled_from(["none", "entropy", "rank", "error", "distance"]),
+    "alignment.gamma": st.floats(-100, 100),
+    "alignment.base": st.sampled_from([0, 1]),
+    "alignment.largest": counts,
+    "alignment.max_share": st.floats(0.01, 1),
+    "alignment.momentum": fractions,
+    "alignment.schedule": st.sampled_from(["constant", "ramp", "shift"]),
+    "alignment.target": lines,
+    "alignment.average": fractions,
+    "alignment.rows": counts,
+    "alignment.scale": positive,
+    "scaffold.warm": st.integers(0, 99),
+    "reversal.weight": st.floats(0, 10),
+    "udalm.mix": st.floats(0, 1),
+    "udalm.pretrain": st.integers(0, 99),
+    "knn.neighbours": st.integers(1, 256),
+    "knn.width": counts,
+    "knn.public_text": lines,
+    "knn.answers": st.sampled_from(["own", "public"]),
+    "fedlap.samples": counts,
+    "fedlap.length": st.integers(2, 8192),
+    "fedlap.vocabulary": counts,
+    "fedlap.radius": positive,
+    "fedlap.queries": counts,
+    "fedlap.visits": counts,
+    "fedlap.boost": counts,
+    "fedlap.inner": counts,
+    "fedlap.passes": counts,
+    "fedlap.rate": positive,
     "local.steps": counts,
     "local.epochs": counts,
     "local.batch": counts,
@@ -87,6 +139,7 @@ GOOD = {
     "performance.precision": st.sampled_from(["auto", "fp32", "bf16"]),
     "performance.cohort_batch": st.just("auto") | counts,
     "performance.microbatch": counts,
+    "performance.keep_states": lines,
     "privacy.unit": st.sampled_from(["none", "example", "author", "silo"]),
     "privacy.epsilon": positive,
     "privacy.delta": st.floats(1e-9, 0.5),
@@ -145,8 +198,10 @@ def settled(values: dict[str, object]) -> Treaty:
     drawn = by in ("dirichlet", "quantity", "iid")
     values |= {"silos.count": 3} if drawn else {}
     values |= {"cohort.size": 1} if sampling == "fixed" else {"cohort.rate": 0.5} if sampling == "poisson" else {}
-    lora = ["rank", "alpha", "dropout", "targets", "embeddings", "freeze_a"]
-    gone = [f"adapter.{key}" for key in lora if values.get("adapter.kind") == "full"]
+    gone = learned(values)
+    lora = ["rank", "alpha", "blocks", "dropout", "targets", "embeddings", "freeze_a"]
+    gone += [f"adapter.{key}" for key in lora if values.get("adapter.kind") == "full"]
+    gone += ["model.layers"] if values.get("adapter.kind") == "full" else []
     gone += [] if values["model.task"] == "seq2seq" else ["data.target"]
     gone += [] if drawn else ["silos.count"]
     gone += [] if by in ("dirichlet", "quantity") else ["silos.alpha"]
@@ -167,6 +222,49 @@ def settled(values: dict[str, object]) -> Treaty:
             section, _, key = dotted.partition(".")
             tables.setdefault(section, {})[key] = value
     return from_dict(tables)
+
+
+OWN = {"knn": "knn-adapter"} | {name: name for name in ("alignment", "scaffold", "reversal", "udalm", "fedlap")}
+
+
+def learned(values: dict[str, object]) -> list[str]:
+    """What a treaty must leave out for its algorithm; adds what that algorithm needs."""
+    name, unit = values.get("algorithm.name", "fedavg"), values.get("privacy.unit", "none")
+    shared = unit in ("example", "author") and values.get("privacy.placement") == "shared"
+    if (name in ("alone", "fedlap") and (unit == "silo" or shared or values.get("secure.sums", "open") != "open")) or (
+        name in ("alignment", "scaffold") and shared
+    ):
+        name = values["algorithm.name"] = "reversal"
+    if name in OWN.values() and name != "scaffold":
+        values["model.task"] = "causal-lm"
+    if name == "udalm":
+        values["topics.weight"] = 0.5
+    if name == "scaffold":
+        values |= {"local.optimizer": "sgd", "local.momentum": 0.0, "local.weight_decay": 0.0}
+    if name == "knn-adapter":
+        values.setdefault("knn.public_text", "friends")
+    language = values["model.task"] in ("causal-lm", "masked-lm")
+    topical, attentive = values.get("topics.weight", 0) > 0, values.get("alignment.attention", "none") != "none"
+    if name == "alignment":
+        values.setdefault("alignment.public_text", "friends")
+        values |= {"topics.weight": 0.5} if values.get("alignment.attention") == "error" else {}
+        topical = topical or values.get("alignment.attention") == "error"
+    gone = [key for key in values if OWN.get(key.partition(".")[0], name) != name]
+    gone += [key for key in values if key.startswith(("topics.", "data.missing", "data.unlabelled")) and not language]
+    gone += [] if topical else ["topics.smoothing", "topics.pseudo_labels"]
+    gone += [] if values.get("topics.denoise", 0) > 0 else ["topics.denoise_rate"]
+    gone += [] if values.get("data.missing", 0) > 0 else ["data.missing_kind"]
+    gone += [] if attentive else ["alignment.gamma", "alignment.base", "alignment.max_share", "alignment.largest"]
+    gone += ["alignment.base"] if values.get("server.weighting", "examples") == "examples" and unit == "none" else []
+    gone += [] if values.get("alignment.base") == 1 and "alignment.base" not in gone else ["alignment.largest"]
+    gone += ["alignment.rows"] if unit in ("example", "author") else ["alignment.noise_ratio", "alignment.rate"]
+    gone += [] if unit == "silo" else ["alignment.scale"]
+    gone += ["local.max_grad_norm"] if name == "scaffold" else []
+    gone += ["privacy.bands"] if name == "alignment" and unit in ("example", "author") else []
+    named = "silos.names" in values or values["silos.by"] == "domain" and "data.keep" in values
+    gone += ["data.unlabelled", "alignment.target"] if named else []
+    drawn = values["silos.by"] in ("dirichlet", "quantity", "iid")
+    return gone + (["silos.members"] if drawn or "silos.names" not in values or "data.keep" in values else [])
 
 
 def private(values: dict[str, object]) -> list[str]:
@@ -292,7 +390,7 @@ def test_any_bytes_in_a_file_give_a_treaty_or_one_of_our_errors(tmp_path_factory
 def test_any_value_at_any_key_gives_a_treaty_or_one_of_our_errors(key, value, example):
     tables = parse(example).tables()
     section, _, name = key.partition(".")
-    tables[section][name] = value
+    tables.setdefault(section, {})[name] = value
     text = "\n".join(
         f"[{section}]\n" + "\n".join(f"{key} = {spelled(x)}" for key, x in table.items())
         for section, table in tables.items()

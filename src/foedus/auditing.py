@@ -44,7 +44,7 @@ from .audit.canaries import (
     random_texts,
     scores,
 )
-from .audit.checks import check_steps
+from .audit.checks import check_steps, check_surveys
 from .audit.defences import Defence
 from .audit.mechanisms import check_server, proves, rounds_of, tried
 from .audit.membership import documents_of, sample, select
@@ -229,7 +229,7 @@ def _checked(s: Subject, attempt: int) -> list[Check]:
 def _inside(s: Subject) -> list[Check]:
     """The private steps of the fullest silo, at what was released."""
     task = Task(0, s.place.base.digest, s.released, (s.fullest.name,), s.seed)
-    found = check_steps(s.bench, task, s.fullest, s.place.plan)
+    found = [*check_steps(s.bench, task, s.fullest, s.place.plan), *check_surveys(s.fullest, s.place.plan)]
     return [Check(check.name, check.p_value, check.said) for check in found]
 
 

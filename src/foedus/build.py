@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from .algorithms import ALGORITHMS
+from . import methods
+from .algorithms.base import Algorithm
 from .data import (
     Columns,
     Partition,
@@ -26,14 +28,17 @@ from .data import (
     read,
     split,
 )  # fmt: skip
+from .data.missing import Missing
 from .data.readers import ROLES
+from .data.scrub import scrub_table
 from .engines import InProcess
 from .errors import DataError, GuaranteeError, ModelError
 from .governance.circle import Circle, fresh_circle
-from .lm.adapters import Full, LoRA, attach
+from .lm.adapters import Adapter, Frozen, Full, LoRA, attach
 from .lm.bench import Bench
+from .lm.kept import keep
 from .lm.load import Base, load_base
-from .lm.objectives import Objective, make_objective
+from .lm.objectives import Encoded, Objective, make_objective
 from .lm.sensitivity import most_sensitive
 from .loop import Federation
 from .privacy.mechanisms import Unprotected
@@ -47,6 +52,7 @@ from .silo.handler import Custody
 from .stages import Chain, Weigh, chain
 from .sums import SecureSums, colluding, secure_sums
 from .treaty import Treaty
+from .treaty.rules import LANGUAGE
 
 PUBLIC_EXAMPLES = 64
 """How many public examples choose the modules to train."""
@@ -119,28 +125,37 @@ def build(
     torch.set_num_threads(treaty.performance.threads or torch.get_num_threads())
     splits = silo_splits(treaty, data)
     labels = _labels(splits) if treaty.model.task == "sequence-classification" else ()
-    base = base or load_base(_model_name(treaty), treaty.model.task, labels=labels)
+    topics = methods.topics(treaty, splits)
+    base = base or load_base(_model_name(treaty), treaty.model.task, labels=labels, layers=treaty.model.layers)
     if base.labels != labels:
         do = "Load the model with these labels, in this order, or relabel the data."
         raise ModelError(f"a classifier of the data's labels {labels}", f"one of {base.labels}", do)
     attach(base, _chosen(treaty, base) or adapter(treaty), treaty.seed)
+    methods.put_heads(treaty, base, topics, tuple(splits))
     base.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    objective = make_objective(treaty.model.task, treaty.model.max_length, labels)
+    objective = make_objective(treaty.model.task, treaty.model.max_length, labels, topics, treaty.model.windows)
+    if treaty.performance.keep_states is not None:
+        objective = keep(base, objective, (treaty.folder or Path()) / treaty.performance.keep_states)
     here = [name for name in splits if only in (None, name)]
     silos = {name: _encode(name, splits[name], objective, base, treaty) for name in here}
     bench = Bench(base, objective, precision=treaty.performance.precision)
     privacy = privacy_plan(treaty, len(splits))
-    plan = local_plan(treaty)
+    plan = replace(local_plan(treaty), goal=methods.goal(treaty, base))
     if privacy is not None:
-        plan = replace(plan, privacy=privacy.steps_at_silos(list(bench.start())), rows=treaty.performance.microbatch)
+        steps, survey = privacy.steps_at_silos(list(bench.start())), privacy.survey()
+        plan = replace(plan, privacy=steps, survey=survey, rows=treaty.performance.microbatch)
     if plan.privacy is not None:
-        bench.prove()
+        bench.prove(plan.goal)
     else:
         _check_sizes(silos, plan)
-    rules = federation(treaty, tuple(splits), base.digest, plan, privacy)
+    site = methods.Site(bench, tuple(splits), lambda source, most: _public(treaty, source, most, objective, base))
+    algorithm = methods.algorithm(treaty, plan, site)
+    rules = federation(treaty, tuple(splits), base.digest, plan, privacy, algorithm)
     parts = rules.algorithm.parts({name: x.shape for name, x in bench.start().items()})
     if privacy is not None:
-        privacy.check_silos(sum(map(math.prod, parts.values())), treaty.privacy.accept_noise)
+        numbers = {part: sum(math.prod(s) for key, s in parts.items() if key[0] == part) for part, _ in parts}
+        beside = sum(numbers.values()) - numbers.get("delta", 0)
+        privacy.check_silos(sum(numbers.values()), treaty.privacy.accept_noise, beside)
     sums, measures = None, Chain()
     if treaty.secure.sums != "open":
         sums = secure_sums(treaty, base.digest, circle or fresh_circle(splits), privacy, parts, _domains(splits))
@@ -162,12 +177,19 @@ def build(
 
 
 def federation(
-    treaty: Treaty, silos: tuple[str, ...], model: str, plan: LocalPlan, privacy: PrivacyPlan | None = None
+    treaty: Treaty,
+    silos: tuple[str, ...],
+    model: str,
+    plan: LocalPlan,
+    privacy: PrivacyPlan | None = None,
+    algorithm: Algorithm | None = None,
 ) -> Federation:
-    """The rules of the loop, from a treaty; whatever bears on a guarantee comes from its plan."""
+    """The rules of the loop, from a treaty; whatever bears on a guarantee comes from its plan. `algorithm`: left out,
+    that of a baseline.
+    """
     weigh = chain(Weigh(treaty.server.weighting, treaty.server.max_weight))
     return Federation(
-        algorithm=_algorithm(treaty, plan),
+        algorithm=algorithm or methods.ordinary(treaty, plan),
         stages=chain(*privacy.stages()) if privacy else weigh,
         aggregator=privacy.aggregator() if privacy else WeightedMean(),
         mechanism=privacy.mechanism() if privacy else Unprotected(),
@@ -220,7 +242,7 @@ def privacy_terms(treaty: Treaty, silos: int) -> Terms | None:
         )  # fmt: skip
     assert treaty.local.steps is not None and p.rate is not None
     return Terms(
-        **common, **_in_shares(treaty, silos), steps=treaty.local.steps, rate=p.rate,
+        **common, **_in_shares(treaty, silos), **methods.surveys(treaty), steps=treaty.local.steps, rate=p.rate,
         divisor=float(treaty.local.batch), rows=p.rows, clipping=p.clipping, shares=p.shares,
         group=(p.author_examples or 1) if p.sampling == "examples" else 1,
     )  # fmt: skip
@@ -246,9 +268,8 @@ def _in_shares(treaty: Treaty, silos: int) -> dict[str, Any]:
 def silo_splits(treaty: Treaty, data: Mapping[str, Any] | None = None) -> dict[str, Splits]:
     """Who holds what: every silo's examples, split. With `test_source`, the held-out test comes from there."""
     how = SplitPlan(treaty.split.by, treaty.split.validation, treaty.split.test)
-    seed = treaty.seed
     if data is not None:
-        return {name: x if isinstance(x, Splits) else split(from_dataset(x, columns(treaty)), how, seed)
+        return {name: x if isinstance(x, Splits) else _split(treaty, from_dataset(x, columns(treaty)), how)
                 for name, x in data.items()}  # fmt: skip
     if treaty.data.source == "memory":
         raise DataError(
@@ -256,11 +277,24 @@ def silo_splits(treaty: Treaty, data: Mapping[str, Any] | None = None) -> dict[s
         )
     whole = _partitioned(treaty, treaty.data.source)
     if treaty.data.test_source is None:
-        return {name: split(table, how, seed) for name, table in whole.items()}
+        return {name: _split(treaty, table, how) for name, table in whole.items()}
     held = _partitioned(treaty, treaty.data.test_source)
     without_test = replace(how, test=0.0)
-    return {name: replace(split(table, without_test, seed), test=held.get(name, table.slice(0, 0)))
-            for name, table in whole.items()}  # fmt: skip
+    return {name: _tested(treaty, _split(treaty, table, without_test), held.get(name)) for name, table in whole.items()}
+
+
+def _split(treaty: Treaty, table: pa.Table, how: SplitPlan) -> Splits:
+    """One silo's examples, scrubbed before anything is decided by their text."""
+    table, found = scrub_table(table, treaty.data.scrub)
+    return replace(split(table, how, treaty.seed), scrubbed=found)
+
+
+def _tested(treaty: Treaty, parts: Splits, held: pa.Table | None) -> Splits:
+    """The silo's examples with those held out elsewhere."""
+    if held is None:
+        return replace(parts, test=parts.train.slice(0, 0))
+    held, found = scrub_table(held, treaty.data.scrub)
+    return replace(parts, test=held, scrubbed=dict(Counter(parts.scrubbed) + Counter(found)))
 
 
 def columns(treaty: Treaty) -> Columns:
@@ -275,17 +309,19 @@ def _partitioned(treaty: Treaty, source: str) -> dict[str, pa.Table]:
     if treaty.data.keep is not None:
         table = only(table, treaty.data.keep)
     s = treaty.silos
-    how = Partition(s.by, s.count, s.alpha, s.min_examples, s.names or (), treaty.data.max_examples)
+    how = Partition(s.by, s.count, s.alpha, s.min_examples, s.names or (), treaty.data.max_examples, s.members)
     return partition(table, how, treaty.seed)
 
 
-def adapter(treaty: Treaty) -> LoRA | Full:
-    """What is trained."""
+def adapter(treaty: Treaty) -> Adapter:
+    """What of the base is trained."""
     a = treaty.adapter
+    if treaty.algorithm.name == "knn-adapter":
+        return Frozen()
     if a.kind == "full":
         return Full()
     named = a.targets if len(a.targets) > 1 or a.targets[0] not in ("all-linear", "attention") else a.targets[0]
-    return LoRA(a.rank, a.alpha, a.dropout, named, a.embeddings, a.freeze_a)
+    return LoRA(a.rank, a.alpha, a.dropout, named, a.embeddings, a.freeze_a, a.blocks)
 
 
 def local_plan(treaty: Treaty) -> LocalPlan:
@@ -296,11 +332,6 @@ def local_plan(treaty: Treaty) -> LocalPlan:
         weight_decay=x.weight_decay, max_grad_norm=x.max_grad_norm, schedule=x.schedule, warmup=x.warmup,
         rounds=treaty.algorithm.rounds, keep=x.keep_optimizer,
     )  # fmt: skip
-
-
-def _algorithm(treaty: Treaty, plan: LocalPlan):
-    extra = {"mu": treaty.algorithm.mu} if treaty.algorithm.name == "fedprox" else {}
-    return ALGORITHMS[treaty.algorithm.name](plan, **extra)
 
 
 def _server_optimizer(treaty: Treaty) -> ServerOptimizer:
@@ -356,8 +387,25 @@ def _encode(name: str, parts: Splits, objective: Objective, base: Base, treaty: 
         train = bound_contributions(train, treaty.privacy.author_examples, treaty.seed)
     tables = {"train": train, "validation": parts.validation, "test": parts.test}
     splits = {which: objective.encode(table, base.tokenizer) for which, table in tables.items()}
+    splits |= _unlabelled(treaty, name, splits, train)
     units = _units(treaty, train, splits["train"].documents) if treaty.privacy.unit in ("example", "author") else None
     return Silo(name, splits, units=units)
+
+
+def _unlabelled(treaty: Treaty, name: str, splits: Mapping[str, Encoded], train: pa.Table) -> dict[str, Encoded]:
+    """The splits that have fewer labels than their texts: those of the test are for measuring, and stay."""
+    d, found = treaty.data, dict(splits)
+    if d.missing:
+        missing = Missing(d.missing, d.missing_kind, treaty.seed)
+        found["train"] = found["train"].without(missing, train["text"].to_pylist())
+    known = ("test",) if name in d.unlabelled else tuple(found)
+    return {which: encoded if which in known else encoded.without_topics() for which, encoded in found.items()}
+
+
+def _public(treaty: Treaty, source: str, most: int, objective: Objective, base: Base) -> Encoded:
+    """Rows of a source's first texts, which everybody may read; of their topics nothing is known."""
+    table = read(source, Columns(treaty.data.text), base=treaty.folder or Path()).slice(0, most)
+    return replace(objective, topics=()).encode(table, base.tokenizer)
 
 
 def _units(treaty: Treaty, table: pa.Table, documents: np.ndarray) -> Units:
@@ -378,7 +426,8 @@ def _chosen(treaty: Treaty, base: Base) -> LoRA | None:
         return None
     if not isinstance(wished, LoRA):
         raise ModelError("a LoRA adapter, whose modules can be chosen", "full training", "Set [adapter] kind to lora.")
-    table = read(p.public_text, columns(treaty), base=treaty.folder or Path()).slice(0, PUBLIC_EXAMPLES)
+    named = Columns(treaty.data.text) if treaty.model.task in LANGUAGE else columns(treaty)
+    table = read(p.public_text, named, base=treaty.folder or Path()).slice(0, PUBLIC_EXAMPLES)
     objective = make_objective(treaty.model.task, treaty.model.max_length, base.labels)
     return most_sensitive(base, wished, objective, objective.encode(table, base.tokenizer), p.keep_modules)
 

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from .cli_privacy import app as privacy_app
+from .cli_study import study
 from .console import AsJson, RunPath, TreatyFile, err, out, print_json
 from .errors import FoedusError, GuaranteeError
 
@@ -20,6 +21,7 @@ app = typer.Typer(
     help="Federated fine-tuning of language models that organisations can actually trust.",
 )  # fmt: skip
 app.add_typer(privacy_app, name="privacy")
+app.command()(study)
 
 
 class What(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,14 +14,14 @@ from .secure.backends import SecretKey
 from .silo.train import train
 from .stages.base import Chain
 from .stages.encrypt import Encrypt
-from .types import Task, Update
+from .types import Key, Task, Update
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """`bytes_*`: of one silo in one round, exact, without the keys and shares of secure sums (with masks some 4 KB at 8
-    silos, 8 KB with 32 neighbours; under encryption a public key of 70 or 130 KB). `steps`: local steps of one silo in
-    one round (the most of any).
+    """`bytes_*`: of one silo in one round with all parts of an update, exact, without the keys and shares of secure
+    sums (with masks some 4 KB at 8 silos, 8 KB with 32 neighbours; under encryption a public key of 70 or 130 KB).
+    `steps`: local steps of one silo in one round (the most of any).
 
     `seconds`: of the whole run on this machine with its baselines and evaluations, from `step_seconds`, one measured
     step; expect it to be wrong by a third either way.
@@ -42,11 +43,13 @@ def estimate(place: Workplace) -> Estimate:
     f = place.federation
     task = Task(0, f.model, params, f.silos, f.seed, f.stages.start(), f.algorithm.extra(params))
     down = len(wire.pack_task(task))
-    up = len(_payload(f.stages, _update(params, place.treaty.disclosure.loss), task))
+    sent = _update(f.algorithm.parts({name: x.shape for name, x in params.items()}), place)
+    up = len(_payload(f.stages, sent, task))
     per_round = len(f.sampler.cohort(f.silos, 0, f.seed)) or 1
     steps = max(place.plan.steps_of(silo) for silo in place.silos.values())
     step = _time_of_a_step(place, task)
     training = step * steps * per_round * f.rounds
+    asked = _survey_seconds(place, step) * per_round
     runs = 1 + ("pooled" in baselines) + ("local" in baselines)
     looks = f.rounds // every * (1 + ("pooled" in baselines)) + 1 + runs + ("base" in baselines)
     return Estimate(
@@ -56,7 +59,7 @@ def estimate(place: Workplace) -> Estimate:
         bytes_total=(down + up) * per_round * f.rounds,
         steps=steps,
         step_seconds=step,
-        seconds=training * runs + looks * _evaluation_seconds(place, step),
+        seconds=training * runs + asked + looks * _evaluation_seconds(place, step),
     )
 
 
@@ -70,9 +73,14 @@ def _payload(stages: Chain, update: Update, task: Task) -> bytes:
     return wire.pack(update.tensors, {"round": 0})
 
 
-def _update(params, loss: bool) -> Update:
-    metric = {("metric", name): np.zeros(1) for name in ("loss", "targets") if loss}
-    return Update({("delta", name): np.zeros_like(x) for name, x in params.items()} | metric)
+def _update(parts: Mapping[Key, tuple[int, ...]], place: Workplace) -> Update:
+    """Zeros in the shapes of all that is sent, of the width in which it is: what is not as wide as a parameter is
+    measured in doubles.
+    """
+    single = set(place.bench.start()) if place.treaty.algorithm.name != "fedlap" else {name for _, name in parts}
+    metric = {("metric", name): np.zeros(1) for name in ("loss", "targets") if place.treaty.disclosure.loss}
+    kinds = {key: np.float32 if key[1] in single else np.float64 for key in parts}
+    return Update({key: np.zeros(shape, kinds[key]) for key, shape in parts.items()} | metric)
 
 
 def _time_of_a_step(place: Workplace, task: Task) -> float:
@@ -83,6 +91,17 @@ def _time_of_a_step(place: Workplace, task: Task) -> float:
         began = time.perf_counter()
         train(place.bench, task, [silo], plan, [{}])
     return time.perf_counter() - began
+
+
+def _survey_seconds(place: Workplace, step: float) -> float:
+    """Of all surveys of one silo: forward passes over the units that are asked, or over all rows."""
+    a, rounds = place.treaty.alignment, place.federation.rounds
+    if place.treaty.algorithm.name != "alignment":
+        return 0.0
+    rows = max(silo.examples for silo in place.silos.values())
+    survey = place.plan.survey
+    asked = rows * survey.rate if survey is not None else min(rows, a.rows or rows)
+    return step / 3 * asked / place.plan.batch * -(-rounds // a.every)
 
 
 def _evaluation_seconds(place: Workplace, step: float) -> float:

@@ -339,6 +339,7 @@ def _round_row(s: Session, phase: Phase, state: State, release: Release, seconds
         "kind": "round", "phase": phase.name, "round": state.round,
         "loss": float(losses[0] / targets[0]) if losses is not None and targets[0] else None,
         **_scaled(release),
+        "reported": {name: float(x[0]) for (part, name), x in state.extra.items() if part == "report"},
         "silos": {r.silo: {**r.disclosed, "bytes_up": r.bytes_up, "bytes_down": r.bytes_down, "seconds": r.seconds}
                   for r in came},
         "failures": {r.silo: r.failure for r in release.receipts if r.failure},

@@ -100,7 +100,7 @@ def one_round(federation: Federation, engine: Engine, state: State) -> tuple[Sta
     if total.count or release.unit:
         params, optimizer = f.server_optimizer.step(params, f.algorithm.direction(mean), optimizer)
         extra = f.algorithm.finish(extra, mean)
-        params = f.algorithm.refine(params, extra)
+        params, extra = f.algorithm.refine(params, extra)
     return State(
         round=state.round + 1,
         params=params,

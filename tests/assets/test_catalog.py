@@ -34,3 +34,10 @@ def test_every_data_set_says_where_its_splits_and_its_text_are(name):
 def test_the_catalogue_cannot_be_changed():
     with pytest.raises(TypeError):
         CATALOG["mine"] = CATALOG["friends"]
+
+
+def test_every_newsgroup_is_in_one_category_and_religion_is_talk():
+    ((column, category),) = CATALOG["20newsgroups"].groups.values()
+    assert column == "Category" and len(category) == 20
+    assert set(category.values()) == {"comp", "misc", "rec", "sci", "talk"}
+    assert category["alt.atheism"] == category["soc.religion.christian"] == category["talk.politics.guns"] == "talk"

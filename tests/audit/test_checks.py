@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from foedus.audit.checks import ALPHA, Check, check_steps
+from foedus.audit.checks import ALPHA, Check, check_statistics, check_steps, check_surveys
 from foedus.build import build
 from foedus.lm.bench import Bench
 from foedus.lm.clipping import ClippedSums, Clipping
 from foedus.privacy.noise import SimulatedSource
+from foedus.privacy.plan import Terms, make_plan
 from foedus.privacy.steps import Parts, PrivateSteps
+from foedus.privacy.survey import Survey
 from foedus.silo import private
+from foedus.silo import survey as surveys
 from foedus.silo.private import PrivateGradients
 from foedus.treaty import from_dict
 from foedus.types import Task
@@ -148,9 +151,9 @@ def no_clip(monkeypatch) -> None:
 def clip_of_the_sum(monkeypatch) -> None:
     right = Bench.clipped
 
-    def clipped(self, leaves, batches, units, clippings):
+    def clipped(self, leaves, batches, units, clippings, goals=None):
         free = [Clipping(tuple(1e9 for _ in c.norms), c.parts) for c in clippings]
-        sums = right(self, leaves, batches, units, free)
+        sums = right(self, leaves, batches, units, free, goals)
         norm = torch.cat([x.reshape(-1) for x in sums.gradients.values()]).norm()
         factor = min(1.0, clippings[0].bound / float(norm.clamp(min=1e-30)))
         return ClippedSums(
@@ -164,8 +167,8 @@ def one_unit_for_all(monkeypatch) -> None:
     """What happens to a prompt whose batch dimension is 1: the batch is clipped as if it were one example."""
     right = Bench.clipped
     monkeypatch.setattr(
-        Bench, "clipped", lambda self, leaves, batches, units, clips: right(
-            self, leaves, batches, [torch.where(u >= 0, 0, u) for u in units], clips
+        Bench, "clipped", lambda self, leaves, batches, units, clips, goals=None: right(
+            self, leaves, batches, [torch.where(u >= 0, 0, u) for u in units], clips, goals
         ),
     )  # fmt: skip
 
@@ -214,3 +217,107 @@ def test_a_check_needs_no_simulated_noise(sound):
     real = replace(sound.plan, privacy=replace(sound.plan.privacy, source=SystemSource()))
     found = check_steps(sound.bench, sound.task, sound.silo, real)
     assert all(check.p_value > ALPHA / 100 for check in found)
+
+
+# ---- surveys ----
+
+STATISTICS = {
+    "features": lambda seen: seen.features(),
+    "entropy": lambda seen: seen.entropy()[:, None] / 10,
+}
+
+
+def surveyed(sound: Subject, rate: float = 0.3) -> dict[str, Check]:
+    terms = Terms("example", 1e-5, 4, noise_multiplier=1.0, surveys=(0, 3), survey_rate=rate,
+                  survey_parts=(("count", 0.2), ("features", 0.6), ("entropy", 0.2)))  # fmt: skip
+    plan = replace(sound.plan, survey=make_plan(terms, SimulatedSource(5)).survey())
+    found = [*check_surveys(sound.silo, plan), *check_statistics(sound.bench, sound.task, sound.silo, plan, STATISTICS)]
+    return {check.name.removeprefix("surveys: "): check for check in found}
+
+
+@pytest.mark.parametrize("rate", [0.3, 1.0])
+def test_surveys_as_they_are_pass(sound, rate):
+    found = surveyed(sound, rate)
+    assert not caught(found), found
+    assert len(found) >= 6
+
+
+def test_a_plan_without_surveys_has_nothing_to_check(sound):
+    assert check_surveys(sound.silo, sound.plan) == []
+
+
+def survey_noise(factor: float) -> Callable[[Any], None]:
+    def plant(monkeypatch) -> None:
+        right = Survey.released
+
+        def released(self, sums, round, random):
+            return {
+                part: sums[part] + factor * (x - sums[part]) for part, x in right(self, sums, round, random).items()
+            }
+
+        monkeypatch.setattr(Survey, "released", released)
+
+    return plant
+
+
+def uncounted(monkeypatch) -> None:
+    right = Survey.released
+    monkeypatch.setattr(Survey, "released", lambda self, sums, *a: right(self, sums, *a) | {"count": sums["count"]})
+
+
+def same_in_every_part(monkeypatch) -> None:
+    right = Survey.released
+
+    def released(self, sums, round, random):
+        state = random.bit_generator.state
+        out = {}
+        for part, x in sums.items():
+            random.bit_generator.state = state
+            out |= right(self, {part: x}, round, random)
+        return out
+
+    monkeypatch.setattr(Survey, "released", released)
+
+
+def unclipped(monkeypatch) -> None:
+    monkeypatch.setattr(surveys, "_clipped", lambda x: x)
+
+
+def clip_of_the_sum_of_a_survey(monkeypatch) -> None:
+    right = surveys._clipped
+    monkeypatch.setattr(surveys, "_clipped", lambda x: right(x.sum(0, keepdims=True)))
+
+
+def centred_by_the_batch(monkeypatch) -> None:
+    right = surveys._numbers
+    monkeypatch.setattr(surveys, "_numbers", lambda *a: (x := right(*a)) - x.mean(0))
+
+
+def fixed_survey(monkeypatch) -> None:
+    monkeypatch.setattr(
+        Survey, "sample", lambda self, units, random: random.choice(units, round(self.rate * units), replace=False)
+    )
+
+
+SURVEY_BUGS = {
+    "noise left out": (survey_noise(0.0), "every tensor has noise of the stated size"),
+    "noise halved": (survey_noise(0.5), "every tensor has noise of the stated size"),
+    "noise of one multiplier for all parts": (survey_noise(0.9), "every tensor has noise of the stated size"),
+    "a count without noise": (uncounted, "every tensor has noise of the stated size"),
+    "the same noise in every round": (reused_seed, "no two steps and no two silos share noise"),
+    "the same noise in every silo": (seed_shared_by_silos, "no two steps and no two silos share noise"),
+    "the same noise in every part": (same_in_every_part, "no two parts share noise"),
+    "clip left out": (unclipped, "no unit adds more than the bound"),
+    "clip of the sum": (clip_of_the_sum_of_a_survey, "what a unit adds does not depend on the others"),
+    "a statistic of the whole batch": (centred_by_the_batch, "what a unit adds does not depend on the others"),
+    "a fixed number of units": (fixed_survey, "batch sizes vary as with independent coins"),
+}
+
+
+@pytest.mark.parametrize("bug", SURVEY_BUGS)
+def test_a_bug_planted_in_surveys_is_caught(sound, monkeypatch, bug):
+    plant, by = SURVEY_BUGS[bug]
+    plant(monkeypatch)
+    found = surveyed(sound)
+    assert by in caught(found), found
+    assert found[by].p_value < ALPHA

@@ -225,3 +225,26 @@ def test_no_examples_make_no_silos(how):
 def test_a_missing_value_is_refused_before_it_becomes_a_silo():
     with pytest.raises(DataError, match="a value for author in every row; got none in 1 rows"):
         partition(pa.table({"text": ["a", "b"], "author": ["x", None]}), Partition("author"), 0)
+
+
+def test_a_silo_may_hold_several_values_of_a_column_and_others_are_left_out():
+    how = Partition("label", names=("north", "south"), members=(("a", "c"), ("b",)))
+    silos = partition(table(["b", "a", "c", "d", "a"]), how, 0)
+    held = {name: part["label"].to_pylist() for name, part in silos.items()}
+    assert held == {"north": ["a", "c", "a"], "south": ["b"]}
+
+
+@pytest.mark.parametrize("wrong", [
+    {"names": ("x",), "members": (("a",), ("b",))}, {"members": (("a",),)}, {"names": ("x",), "members": ((),)},
+    {"names": ("x", "y"), "members": (("a",), ("a",))}, {"names": ("a/b",), "members": (("a",),)},
+    {"by": "iid", "count": 1, "names": ("x",), "members": (("a",),)},
+])  # fmt: skip
+def test_members_that_name_no_silo_or_are_at_two_are_refused(wrong):
+    with pytest.raises(DataError):
+        Partition(**{"by": "domain"} | wrong)
+
+
+def test_members_that_the_column_does_not_have_are_refused_with_the_nearest():
+    how = Partition("domain", names=("north",), members=(("aa", "b"),))
+    with pytest.raises(DataError, match="values of domain"):
+        partition(table(["a", "b"]), how, 0)

@@ -34,7 +34,7 @@ def halves(table, seed):
 def test_a_text_is_in_one_split_and_stays_there_when_rows_are_added(old, new, seed):
     before, after = halves(texts(*old), seed), halves(texts(*new, *old), seed)
     if before and after:
-        assert sum(part.num_rows for part in vars(after).values()) == len(old) + len(new)
+        assert sum(part.num_rows for part in (after.train, after.validation, after.test)) == len(old) + len(new)
         assert sum(map(len, parts(after))) == len(set(old) | set(new))
         assert all(few <= many for few, many in zip(parts(before), parts(after), strict=True))
 
@@ -53,11 +53,12 @@ def test_by_time_the_oldest_train_and_the_newest_test_in_whatever_order_they_com
         times, said = zip(*rows, strict=True)
         return split(pa.table({"text": said, "timestamp": pa.array(times, pa.float64())}), how, 0)
 
+    def sets(parts):
+        return [sorted(part.to_pylist(), key=str) for part in (parts.train, parts.validation, parts.test)]
+
     first = splits()
     random.shuffle(rows)
-    assert [sorted(part.to_pylist(), key=str) for part in vars(first).values()] == [
-        sorted(part.to_pylist(), key=str) for part in vars(splits()).values()
-    ]
+    assert sets(first) == sets(splits())
     times = [part["timestamp"].to_pylist() for part in (first.train, first.validation, first.test)]
     assert [len(part) for part in times[1:]] == [int(len(rows) * share + 1e-9) for share in (validation, test)]
     assert max(times[0]) <= min(times[1] + times[2], default=9) and max(times[1], default=0) <= min(times[2], default=9)

@@ -26,8 +26,8 @@ class Algorithm(Protocol):
 
     `parts`: every tensor of an update but its metrics, with its shape, given those of the parameters: what a sum that
     hides single updates lays out. `extra` and `finish`: the shared state, which travels with every task. `direction`:
-    what the server optimizer is given of a round's mean. `refine`: the parameters after its step. `scores`: as
-    `Bench.scores`, of a silo's own predictions.
+    what the server optimizer is given of a round's mean. `refine`: parameters and shared state after its step.
+    `scores`: as `Bench.scores`, of a silo's own predictions, given its memory.
     """
 
     def train(
@@ -37,8 +37,8 @@ class Algorithm(Protocol):
     def extra(self, params: Params) -> Tree: ...
     def finish(self, extra: Tree, mean: Tree) -> Tree: ...
     def direction(self, mean: Tree) -> Params: ...
-    def refine(self, params: Params, extra: Tree) -> Params: ...
-    def scores(self, bench: Bench, params: Params, silo: Silo, batch: Batch) -> dict[str, np.ndarray]: ...
+    def refine(self, params: Params, extra: Tree) -> tuple[Params, Tree]: ...
+    def scores(self, bench: Bench, params: Params, silo: Silo, batch: Batch, memory: Tree) -> dict[str, np.ndarray]: ...
 
 
 class Averaging:
@@ -56,10 +56,10 @@ class Averaging:
     def direction(self, mean: Tree) -> Params:
         return part(mean, "delta")
 
-    def refine(self, params: Params, extra: Tree) -> Params:
-        return params
+    def refine(self, params: Params, extra: Tree) -> tuple[Params, Tree]:
+        return params, extra
 
-    def scores(self, bench: Bench, params: Params, silo: Silo, batch: Batch) -> dict[str, np.ndarray]:
+    def scores(self, bench: Bench, params: Params, silo: Silo, batch: Batch, memory: Tree) -> dict[str, np.ndarray]:
         return bench.scores(params, batch)
 
 

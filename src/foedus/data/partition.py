@@ -34,8 +34,8 @@ class Partition:
     `count`: how many silos; drawn partitions need it, others have as many as the column has values. `alpha`: in (0,
     1e9], small is skewed; for dirichlet and quantity. `min_examples`: a silo with fewer is an error (a quantity
     partition gives each that many first). `names`: of the drawn silos, in order; or the values of the column that are
-    silos, in order, the others being left out. `max_examples`: a silo with more keeps a subset that its texts and the
-    seed decide.
+    silos, in order, the others being left out. `members`: of a natural partition, the values that each silo in `names`
+    holds, others being left out. `max_examples`: a silo with more keeps a subset that its texts and the seed decide.
     """
 
     by: str = "domain"
@@ -44,6 +44,7 @@ class Partition:
     min_examples: int = 1
     names: tuple[str, ...] = ()
     max_examples: int | None = None
+    members: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.by not in (*DRAWN, *NATURAL) and not re.fullmatch("column:.+", self.by):
@@ -100,12 +101,14 @@ def _natural(table: pa.Table, how: Partition) -> dict[str, np.ndarray]:
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     ordered = np.argsort(codes, kind="stable")
     groups = np.split(ordered, np.cumsum(np.bincount(codes, minlength=len(values)))[:-1])
-    members = dict(zip(values, groups, strict=True))
-    for name in how.names:
-        if name not in members:
-            raise _bad(f"names that are values of {how.by}", f'"{name}"', nearest(name, list(members)))
-    chosen = list(how.names) or sorted(members)
-    return {safe: members[value] for value, safe in zip(chosen, safe_names(chosen), strict=True)}
+    holders = dict(zip(values, groups, strict=True))
+    chosen = list(how.names) or sorted(holders)
+    held = how.members or [(name,) for name in chosen]
+    for value in (value for mine in held for value in mine):
+        if value not in holders:
+            raise _bad(f"names that are values of {how.by}", f'"{value}"', nearest(value, list(holders)))
+    rows = [np.sort(np.concatenate([holders[value] for value in mine])) for mine in held]
+    return dict(zip(safe_names(chosen), rows, strict=True))
 
 
 def _column(table: pa.Table, name: str) -> str:
@@ -224,9 +227,15 @@ def _check_names(how: Partition) -> None:
     twice = [name for name, times in Counter(name.casefold() for name in how.names).items() if times > 1]
     if twice:
         raise _bad("silo names that differ, also in lower case", f'"{twice[0]}" twice', "Rename one of them.")
-    if not how.drawn:
+    if how.members and (how.drawn or len(how.members) != len(how.names)):
+        came = f"{len(how.members)} for {len(how.names)} names, by {how.by}"
+        raise _bad("the members of each named silo, by a column", came, "Give every silo a name and its own members.")
+    every = Counter(value for mine in how.members for value in mine)
+    if not all(how.members) or any(times > 1 for times in every.values()):
+        raise _bad("members at every silo, none at two", f"{how.members}", "Give each value to one silo.")
+    if not how.drawn and not how.members:
         return
-    if how.names and len(how.names) != how.count:
+    if how.drawn and how.names and len(how.names) != how.count:
         do = "Give one name for each silo, or none."
         raise _bad(f"{how.count} silo names", f"{len(how.names)}", do)
     for name in how.names:

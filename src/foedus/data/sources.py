@@ -113,7 +113,23 @@ def _catalogued(name: str, split: str) -> Source:
         raise DataError(f"a split of {name}", f'"{split}"', one_of(split, asset.splits), where="data source")
     path = fetch(name) / asset.splits[split]
     with reading(f"{name}:{split}"):
-        return _orange(path.read_bytes(), f"{name}:{split}", asset.columns)
+        return _grouped(_orange(path.read_bytes(), f"{name}:{split}", asset.columns), asset.groups)
+
+
+def _grouped(source: Source, groups: Mapping[str, tuple[str, Mapping[str, str]]]) -> Source:
+    """The source with further columns, each made of one of its own."""
+
+    def column(table: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
+        if name not in groups:
+            return table[name]
+        own, belongs = groups[name]
+        return pa.array([belongs[value] for value in table[own].to_pylist()])
+
+    def take(names: Sequence[str]) -> pa.Table:
+        table = source.take(list(dict.fromkeys(groups[name][0] if name in groups else name for name in names)))
+        return pa.table({name: column(table, name) for name in names})
+
+    return Source(source.where, (*source.names, *groups), take, source.roles)
 
 
 def _file(path: Path) -> Source:

@@ -7,8 +7,8 @@ two silos, and new rows never move old ones. By time, the oldest examples are fo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,15 @@ class SplitPlan:
 
 @dataclass(frozen=True)
 class Splits:
-    """One silo's examples, each in exactly one of the three; validation and test may be empty, train never is."""
+    """One silo's examples, each in exactly one of the three; validation and test may be empty, train never is.
+
+    `scrubbed`: how many marks of each kind `scrub` put into them, and how many texts it dropped.
+    """
 
     train: pa.Table
     validation: pa.Table
     test: pa.Table
+    scrubbed: Mapping[str, int] = field(default_factory=dict)
 
 
 def split(table: pa.Table, how: SplitPlan, seed: int) -> Splits:
@@ -77,16 +81,21 @@ def bound_contributions(table: pa.Table, most: int, seed: int) -> pa.Table:
 
 
 def shares(table: pa.Table, seed: int, purpose: str) -> np.ndarray:
-    """A number in [0, 1) for every example, uniform over texts: SHA-256 of the seed, the purpose and the text."""
+    """A number in [0, 1) for every example, as `share_of` its text."""
+    return share_of(table["text"].to_pylist(), seed, purpose)
+
+
+def share_of(texts: Sequence[str], seed: int, purpose: str) -> np.ndarray:
+    """A number in [0, 1) for every text, uniform over texts: SHA-256 of the seed, the purpose and the text."""
     salt = derive(seed, purpose).to_bytes(8, "little")
-    texts = table["text"].to_pylist()
     heads = b"".join(hashlib.sha256(salt + text.encode()).digest()[:8] for text in texts)
     return (np.frombuffer(heads, "<u8") >> np.uint64(11)) * 2.0**-53
 
 
 def holdings(silos: Mapping[str, Splits]) -> dict[str, dict[str, Any]]:
     """Who holds what: for each silo the numbers of examples in train, validation and test, and over all three by domain
-    and by label (empty where the source has none), in alphabetical order."""
+    and by label (empty where the source has none), in alphabetical order; and what was scrubbed, where something was.
+    """
     return {name: _holding(splits) for name, splits in silos.items()}
 
 
@@ -94,7 +103,8 @@ def _holding(splits: Splits) -> dict[str, Any]:
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     everything = pa.concat_tables(list(parts.values()))
     sizes = {name: part.num_rows for name, part in parts.items()}
-    return sizes | {"domains": _counts(everything, "domain"), "labels": _counts(everything, "label")}
+    scrubbed = {"scrubbed": dict(sorted(splits.scrubbed.items()))} if splits.scrubbed else {}
+    return sizes | {"domains": _counts(everything, "domain"), "labels": _counts(everything, "label")} | scrubbed
 
 
 def _counts(table: pa.Table, column: str) -> dict[str, int]:

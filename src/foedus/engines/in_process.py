@@ -71,7 +71,8 @@ class InProcess:
     def _answer(self, ask: Ask) -> Report:
         try:
             if ask.kind == "evaluate":
-                return self.handler.evaluate(ask.payload, self.silos[ask.silo], ask.split, ask.mail)
+                memory = self.memory.get(ask.silo, {})
+                return self.handler.evaluate(ask.payload, self.silos[ask.silo], memory, ask.split, ask.mail)
             return self.handler.answer(ask.kind, ask.silo, ask.mail)
         except SiloError as error:
             return failed(ask.silo, wire.unpack_task(ask.payload).round if ask.payload else 0, error)

@@ -1,4 +1,5 @@
-"""What is trained on a frozen base: a low-rank adapter (LoRA, through PEFT) or all of its parameters (Full).
+"""What is trained on a frozen base: a low-rank adapter (LoRA, through PEFT), all of its parameters (Full), or none of
+them (Frozen), beside heads (`heads.py`).
 
 `attach` makes `base.model` trainable in place; `params_of` and `load_params` are the way in and out, as NumPy arrays by
 name; `save_adapter` writes a folder that `peft.PeftModel.from_pretrained` reads. Read `objectives.py` next.
@@ -27,6 +28,8 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import ModelError, one_of
 from ..seeds import generator
 from ..wire import canonical
+from .heads import WEIGHTS as HEAD_WEIGHTS
+from .heads import is_head, load_heads, save_heads
 from .load import Base
 from .weights import quiet
 
@@ -47,6 +50,7 @@ class LoRA:
     attention layers), or the names of modules, matched from the right as PEFT does. `embeddings`: the token embedding
     too; where the output head is tied to it, the head keeps the base's weights. `freeze_a`: only B is trained
     (FFA-LoRA, Sun et al. 2024, arXiv 2403.12313): half the numbers, and sums of updates are then exact in ΔW.
+    `blocks`: ≥ 1, only so many of the last blocks are adapted; None for all.
     """
 
     rank: int = 8
@@ -55,6 +59,7 @@ class LoRA:
     targets: str | tuple[str, ...] = "all-linear"
     embeddings: bool = False
     freeze_a: bool = False
+    blocks: int | None = None
 
     def __post_init__(self) -> None:
         _check(isinstance(self.rank, int) and 1 <= self.rank <= 1024, "a whole rank of 1…1024", f"rank={self.rank}")
@@ -73,16 +78,24 @@ class Full:
     """Every parameter of the model is trained; tied weights count once."""
 
 
-def attach(base: Base, adapter: LoRA | Full, seed: int) -> None:
-    """Make `base.model` trainable: a PeftModel for LoRA, the model itself for Full.
+@dataclass(frozen=True)
+class Frozen:
+    """Nothing of the base is trained: only the heads that are put on it are."""
+
+
+Adapter = LoRA | Full | Frozen
+
+
+def attach(base: Base, adapter: Adapter, seed: int) -> None:
+    """Make `base.model` trainable: a PeftModel for LoRA, the model itself for Full; Frozen leaves it as it is.
 
     A is drawn from `seed` and the parameter's name, so every silo and every machine starts from the same; B is zero,
     so the logits are the base's, bit for bit. A classifier's head is trained whole. Raises `ModelError` for unknown
     targets and for a base that has an adapter already.
     """
     _check(not _attached(base.model), "a base without an adapter", f"{base.name} with one", "Load the base again.")
-    if isinstance(adapter, Full):
-        base.model.requires_grad_(True)
+    if not isinstance(adapter, LoRA):
+        base.model.requires_grad_(isinstance(adapter, Full))
         return
     targets = target_modules(base, adapter)
     conv1d = any(isinstance(base.model.get_submodule(name), Conv1D) for name in targets)
@@ -108,6 +121,9 @@ def target_modules(base: Base, adapter: LoRA) -> list[str]:
         chosen = [name for name in linear if "attn" in name.lower() or "attention" in name.lower()]
     else:
         chosen = _named_targets(base, adapter.targets)
+    if adapter.blocks is not None:
+        last = sorted({_block(name) for name in linear})[-adapter.blocks :]
+        chosen = [name for name in chosen if not _in_block(name) or _block(name) in last]
     if not chosen:
         came = f"{base.name} ({base.family}) with none"
         raise ModelError(f"layers to adapt for targets={adapter.targets!r}", came, "Name the modules instead.")
@@ -151,12 +167,12 @@ def load_params(model: nn.Module, params: Mapping[str, np.ndarray]) -> None:
         parameter.copy_(torch.as_tensor(params[name]))
 
 
-def save_adapter(base: Base, adapter: LoRA | Full, params: Mapping[str, np.ndarray], folder: Path, card: str) -> str:
+def save_adapter(base: Base, adapter: Adapter, params: Mapping[str, np.ndarray], folder: Path, card: str) -> str:
     """Write `params` and the model card into `folder`; returns the SHA-256 of the weights file.
 
-    LoRA: PEFT's format. Full: the whole model with its tokenizer. The model itself is left as it was. What was
-    written is read back through PEFT and compared, because a file that PEFT reads as something else would be noticed
-    much later.
+    LoRA: PEFT's format. Full: the whole model with its tokenizer. Heads: a file of their own beside it, and the only
+    one for Frozen. The model itself is left as it was. What was written is read back through PEFT and compared,
+    because a file that PEFT reads as something else would be noticed much later.
     """
     before = params_of(base.model)
     try:
@@ -165,21 +181,23 @@ def save_adapter(base: Base, adapter: LoRA | Full, params: Mapping[str, np.ndarr
         _read_back(base.model, params, folder)
     finally:
         load_params(base.model, before)
-    weights = folder / (FULL_WEIGHTS if isinstance(adapter, Full) else LORA_WEIGHTS)
-    sha = hashlib.sha256(weights.read_bytes()).hexdigest()
+    sha = _sha256(folder / {LoRA: LORA_WEIGHTS, Full: FULL_WEIGHTS, Frozen: HEAD_WEIGHTS}[type(adapter)])
+    heads = {"heads": _sha256(folder / HEAD_WEIGHTS)} if any(map(is_head, params)) else {}
     facts = {"name": base.name, "digest": base.digest, "family": base.family, "task": base.task}
     kind = {"kind": type(adapter).__name__.lower(), **asdict(adapter)}
-    record = {"format": 1, "base": facts | {"labels": list(base.labels)}, "adapter": kind, "sha256": sha}
+    record = {"format": 1, "base": facts | {"labels": list(base.labels)}, "adapter": kind, "sha256": sha} | heads
     (folder / RECORD).write_bytes(canonical(record))
     (folder / "README.md").write_text(card, encoding="utf-8")
     return sha
 
 
 def load_adapter(base: Base, folder: Path) -> None:
-    """Put the adapter in `folder` on `base`, which has none yet, frozen and ready for use; `check_adapter` first."""
+    """Put the adapter in `folder` and its heads on `base`, which has none yet, frozen and ready for use;
+    `check_adapter` first."""
     check_adapter(base, folder)
     with _peft_speaks():
         base.model = PeftModel.from_pretrained(base.model, folder).eval()
+    load_heads(base.model, folder)
 
 
 def check_adapter(base: Base, folder: Path) -> None:
@@ -208,6 +226,11 @@ def check_adapter(base: Base, folder: Path) -> None:
 
 def _linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
+
+
+def _block(name: str) -> int:
+    """The number of the block that a module is in."""
+    return next(int(word) for word in name.split(".") if word.isdigit())
 
 
 def _in_block(name: str) -> bool:
@@ -267,12 +290,16 @@ def _peft_speaks() -> Iterator[None]:
 # ---- writing and reading ----
 
 
-def _write(base: Base, adapter: LoRA | Full, folder: Path) -> None:
+def _write(base: Base, adapter: Adapter, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT would take an old card for one of its own
+    save_heads(base.model, folder)
+    if isinstance(adapter, Frozen):
+        return
     if isinstance(adapter, Full):
+        own = {name: x for name, x in base.model.state_dict().items() if not is_head(name)}
         with quiet():
-            base.model.save_pretrained(folder, max_shard_size="1000GB")
+            base.model.save_pretrained(folder, max_shard_size="1000GB", state_dict=own)
             base.tokenizer.save_pretrained(folder)
         return
     base.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the base
@@ -283,15 +310,21 @@ def _write(base: Base, adapter: LoRA | Full, folder: Path) -> None:
 
 def _read_back(model: nn.Module, params: Mapping[str, np.ndarray], folder: Path) -> None:
     load_params(model, {name: np.full_like(x, np.nan) for name, x in params.items()})
+    load_heads(model, folder)
+    unexpected: list[str] = []
     if isinstance(model, PeftModel):
         unexpected = set_peft_model_state_dict(model, load_file(folder / LORA_WEIGHTS)).unexpected_keys
-    else:
+    elif (folder / FULL_WEIGHTS).is_file():
         unexpected = model.load_state_dict(load_file(folder / FULL_WEIGHTS), strict=False).unexpected_keys
     found = params_of(model)
     wrong = [name for name, x in params.items() if not np.array_equal(found[name], x, equal_nan=True)]
     if wrong or unexpected:
         came = f"{len(wrong)} different, such as {[*wrong, *unexpected][0]}"
         raise ModelError("a saved adapter that reads back as it was", came, "Report this: the file must not be used.")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _record(folder: Path) -> dict[str, Any]:

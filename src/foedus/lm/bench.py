@@ -2,12 +2,13 @@
 
 A `Bench` never changes its model: parameters go in with every call, so a hundred silos share one base. What it
 computes is a sum of cross-entropies and the number of targets behind it, never a mean, so that batches and silos can
-be added.
+be added; or the value of a goal, cross-entropy and terms (`terms.py`).
 
 Two ways through the model give the same numbers within rounding: `fast.py`, for models of the Llama kind with LoRA,
 and the model's own code with `stacked.py` under its parameters, for everything else. Both end in `head.py` where the
 head is frozen. `clipped` gives sums of clipped gradients of single units instead, again by either way (`fast.py`, or
-`per_example.py`). A bench is for one thread at a time.
+`per_example.py`). Terms go the first way where they need only the last layer (`shallow.py`), else the second, silo by
+silo. A bench is for one thread at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +27,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..errors import ModelError, one_of
-from . import fast, head, per_example
+from . import fast, head, heads, per_example
 from .clipping import ClippedSums, Clipping
+from .shallow import Shallow
 from .stacked import NoRule, halve, stack
+from .terms import PLAIN, UNSEEN, Goal, Pass, Seen, kind, name_of, shares
 
 if TYPE_CHECKING:
     from .load import Base
@@ -63,12 +67,14 @@ class Bench:
         self.precision = _resolve(precision, self.device)
         self._core: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self._heads = heads.names(self.model)
         self._dropouts = [m for name, m in self.model.named_modules() if "lora_dropout" in name and _drops(m)]
         accepted = inspect.signature(self._core.forward).parameters
         self._arguments = {"use_cache": False} if "use_cache" in accepted else {}
         self._head: tuple[Tensor, Tensor | None] | None = None
         self._halves: dict[str, Tensor] = {}
-        self._choices, self._proven = per_example.Choices(), set[bool]()
+        self._prepared = False
+        self._choices, self._proven = per_example.Choices(), set[Any]()
         self._fast = self._find_fast()
         if self._fast is None:
             self._prepare()
@@ -103,37 +109,74 @@ class Bench:
         sums, counts = zip(*alone, strict=True)
         return torch.cat(sums), torch.cat(counts)
 
+    def totals(self, leaves: Leaves, batches: Sequence[Batch], goals: Sequence[Goal]) -> tuple[Tensor, Tensor, Tensor]:
+        """(K,) values of the silos' goals, each silo's batch being one unit, differentiable (once) in `leaves`; and, as
+        from `losses`, the sums and counts behind their cross-entropy: both 0 for a goal without it.
+        """
+        if all(goal.plain for goal in goals):
+            sums, counts = self.losses(leaves, batches)
+            return sums / counts.clamp(min=1), sums.detach(), counts
+        if self._goes_fast(goals):
+            return self._fast_totals(leaves, batches, goals)
+        with self._training():
+            silos = [_silo(leaves, k) for k in range(len(batches))]
+            alone = [self._total(*each) for each in zip(silos, map(self._here, batches), goals, strict=True)]
+        totals, sums, counts = zip(*alone, strict=True)
+        return torch.stack(totals), torch.stack(sums), torch.stack(counts)
+
+    def see(self, params: Mapping[str, np.ndarray], batch: Batch) -> Seen:
+        """A batch as terms see it, under one silo's parameters, without gradients or dropout."""
+        leaves = {name: x.detach() for name, x in self.leaves([params]).items()}
+        return self._seen(leaves, self._here(batch))
+
     def clipped(
-        self, leaves: Leaves, batches: Sequence[Batch], units: Sequence[Tensor], clippings: Sequence[Clipping]
+        self,
+        leaves: Leaves,
+        batches: Sequence[Batch],
+        units: Sequence[Tensor],
+        clippings: Sequence[Clipping],
+        goals: Sequence[Goal] | None = None,
     ) -> ClippedSums:
         """Sums over units of their clipped gradients, for K silos, from one forward and one backward pass each.
 
         `leaves` and `batches`: as for `losses`. `units`: for each silo (rows,) int64, whose row it is: 0 … n − 1
         ascending, a unit's rows adjacent; −1 for a row of nobody, which has no targets. A unit's gradient is that of
-        the mean cross-entropy of its own targets, and zero without any. LoRA's dropout is on, as in `losses`.
+        its silo's goal, by default the mean cross-entropy of its own targets, and zero without any. LoRA's dropout is
+        on, as in `losses`.
 
         Before the first sum, `prove` tries on a few tokens whether units are told apart; it raises where not.
         """
         units = [x.to(self.device) for x in units]
-        if self._fast is not None:
+        goals = goals or [PLAIN] * len(batches)
+        if self._goes_fast(goals) and not all(goal.plain for goal in goals):
+            for goal in goals:
+                self.prove(goal)
+            return self._fast_clipped(leaves, batches, units, clippings, goals)
+        if self._goes_fast(goals):
             tokens = self._tokens(self._here(self._merged(batches)), len(batches))
             if tokens is not None:
                 self._prove(fast=True)
-                return self._fast.clipped(leaves, tokens, units, clippings)
-        if any(bool((batch["labels"] != IGNORED).any()) for batch in batches):
-            self._prove(fast=False)
+                return self._with_heads(self._fast.clipped(leaves, tokens, units, clippings))
+        for batch, owners, goal in zip(batches, units, goals, strict=True):
+            if bool((batch["labels"] != IGNORED).any()) or (goal.active and bool((owners >= 0).any())):
+                self.prove(goal, fast=False)
         with self._training():
-            parts = zip(batches, units, clippings, strict=True)
+            parts = zip(batches, units, clippings, goals, strict=True)
             return _joined([self._clipped(_silo(leaves, k), *part) for k, part in enumerate(parts)])
 
-    def prove(self) -> None:
+    def prove(self, goal: Goal = PLAIN, *, fast: bool | None = None) -> None:
         """Try on a few tokens, once, that a unit's gradient is its own, whoever else is in the batch.
 
-        Two units, one of them with two rows, go together as in `clipped`, and apart as in `losses`, without dropout.
-        Raises `ModelError` for a trainable parameter that has no rule or no use, and `GuaranteeError` for one where
-        the two differ; each by name.
+        Two units, one of them with two rows, go together as in `clipped`, and apart as in `losses`, without dropout:
+        with the cross-entropy, and with each term of `goal`. Raises `ModelError` for a trainable parameter that has no
+        rule, or no use in the cross-entropy, and `GuaranteeError` for one where the two differ; each by name, and so
+        the term. `fast`: whether through `fast.py`; None: where that is how `clipped` goes.
         """
-        self._prove(fast=self._fast is not None)
+        fast = self._goes_fast([goal]) if fast is None else fast
+        if goal.tokens:
+            self._prove(fast=fast)
+        for term in goal.active:
+            self._prove(fast=fast, goal=Goal(0.0, (term,)))
 
     @torch.no_grad()
     def scores(self, params: Mapping[str, np.ndarray], batch: Batch) -> dict[str, np.ndarray]:
@@ -152,7 +195,7 @@ class Bench:
         if self._fast is not None and torch.is_grad_enabled():
             tokens = self._tokens(batch, silos)
             if tokens is not None:
-                names = list(self._trainable)
+                names = [name for name in self._trainable if not heads.is_head(name)]
                 inputs = (leaves[name] for name in names)
                 return fast.Losses.apply(self._fast, tokens, owners, names, *inputs), counts
         nll, _ = self._predict(leaves, batch, silos)
@@ -165,61 +208,148 @@ class Bench:
             if tokens is not None:
                 outcome = self._fast.run(leaves, tokens, gradient=False, hits=hits)
                 return outcome.nll, outcome.hits
+        return self._judged(*self._said(leaves, batch, silos), hits=hits)
+
+    def _said(self, leaves: Leaves, batch: Batch, silos: int, **options: Any) -> tuple[Tensor, Tensor]:
+        """What the model says at the targets, as what its frozen head is given or else as logits, and the targets."""
         if self._head is not None:
-            states, targets = self._aligned(self._states(leaves, batch, silos), batch["labels"])
-            if hits:
-                nll, _, hit = head.forward(states, *self._head, targets, hits=True)
-                return nll, hit
-            return head.cross_entropy(states, *self._head, targets), None
-        logits, targets = self._aligned(self._call(leaves, batch, silos).logits, batch["labels"])
-        nll = F.cross_entropy(logits.float(), targets, reduction="none")
-        return nll, logits.argmax(-1) == targets if hits else None
+            states = self._states(leaves, batch, silos, **options)
+        else:
+            states = self._call(leaves, batch, silos, **options).logits
+        return self._aligned(states, batch["labels"])
+
+    def _judged(self, said: Tensor, targets: Tensor, *, hits: bool = False) -> tuple[Tensor, Any]:
+        """As `_predict`, from what was said."""
+        if self._head is None:
+            nll = F.cross_entropy(said.float(), targets, reduction="none")
+            return nll, said.argmax(-1) == targets if hits else None
+        if hits:
+            nll, _, hit = head.forward(said, *self._head, targets, hits=True)
+            return nll, hit
+        return head.cross_entropy(said, *self._head, targets), None
+
+    def _entropy(self, said: Tensor) -> Tensor:
+        """(p,) entropies of the predictions, nats, 128 of them at a time."""
+
+        def entropy(states: Tensor) -> Tensor:
+            logits = states if self._head is None else F.linear(states.to(self._head[0].dtype), *self._head)
+            logs = logits.float().log_softmax(-1)
+            return -(logs.exp() * logs).sum(-1)
+
+        return torch.cat([entropy(part) for part in said.split(128)])
+
+    # ---- goals ----
+
+    def _total(self, leaves: Leaves, batch: Batch, goal: Goal) -> tuple[Tensor, Tensor, Tensor]:
+        """`totals` of one silo."""
+        seen = self._seen(leaves, batch)
+        units = torch.zeros(len(batch["labels"]), dtype=torch.long, device=self.device)
+        total = goal.value(seen, units)
+        losses = seen.losses.detach().sum() if goal.tokens else torch.zeros(1, device=self.device).sum()
+        return total, losses, torch.tensor(len(seen.owners) if goal.tokens else 0, device=self.device)
+
+    def _seen(self, leaves: Leaves, batch: Batch) -> Seen:
+        """One silo's batch, under `leaves`, or where there are none, under what the model holds."""
+
+        def apply(name: str, x: Tensor) -> Tensor:
+            module = heads.head(self.model, name)
+            params = {own: leaves[full][0] for own, full in self._heads[name].items() if full in leaves}
+            return functional_call(module, params, (x,))
+
+        return Seen(batch, self._owners(batch), partial(self._pass, leaves, batch), apply)
+
+    def _pass(self, leaves: Leaves, batch: Batch, ids: Tensor) -> Pass:
+        """One silo's batch with these input ids; of an encoder-decoder the hidden states are the encoder's."""
+        self._prepare()
+        core, found = self._core, []
+        body = core.get_encoder() if core.config.is_encoder_decoder else core.base_model
+        hook = body.register_forward_hook(lambda _, __, output: found.append(output))
+        try:
+            said, targets = self._said(leaves, {**batch, "input_ids": ids}, 1, output_hidden_states=True)
+        finally:
+            hook.remove()
+        hidden = (*found[0].hidden_states[1:-1], found[0].last_hidden_state)
+        return Pass(hidden, lambda: self._judged(said, targets)[0], lambda: self._entropy(said))
 
     # ---- through the model's own code ----
 
-    def _clipped(self, leaves: Leaves, batch: Batch, units: Tensor, clipping: Clipping) -> ClippedSums:
+    def _clipped(
+        self, leaves: Leaves, batch: Batch, units: Tensor, clipping: Clipping, goal: Goal = PLAIN
+    ) -> ClippedSums:
         """The sums of one silo."""
         batch = self._here(batch)
         owners = units[self._owners(batch)]
         if bool((owners < 0).any()):
             raise ValueError("Expected rows of nobody to have no targets.")
-        weights = torch.bincount(owners, minlength=1).float().reciprocal()[owners]
         losses = torch.zeros(1, device=self.device)
+        if goal.active:
+            self._prepare()
 
         def loss() -> Tensor:
-            nll, _ = self._predict({}, batch, 1)
+            if goal.active:
+                seen = self._seen({}, batch)
+                total = goal.value(seen, units)
+                nll = seen.losses if goal.tokens else losses
+            else:
+                nll, _ = self._predict({}, batch, 1)
+                total = goal.tokens * (nll @ shares(owners))
             losses.add_(nll.detach().sum())
-            return nll @ weights
+            return total
 
         params = {name: x[0] for name, x in leaves.items()}
+        empty = bool((units < 0).all()) if goal.active else not (len(owners) and goal.tokens)
         uses = per_example.collect(
-            self.model, params, units, loss if len(owners) else None, choices=self._choices, frozen=self._halves
+            self.model, params, units, None if empty else loss, choices=self._choices, frozen=self._halves
         )
         gradients, norms = uses.clipped(clipping)
         sums = {name: x[None] for name, x in gradients.items()}
-        return ClippedSums(sums, [norms], losses, torch.tensor([len(owners)], device=self.device))
+        targets = len(owners) if goal.tokens else 0
+        return ClippedSums(sums, [norms], losses, torch.tensor([targets], device=self.device))
 
-    def _prove(self, *, fast: bool) -> None:
-        """One of the two ways through the model."""
-        if fast in self._proven:
+    def _with_heads(self, found: ClippedSums) -> ClippedSums:
+        """With the zeros of heads that nothing touched."""
+        zeros = {
+            name: torch.zeros(len(found.norms), *x.shape, device=self.device)
+            for name, x in self._trainable.items()
+            if heads.is_head(name)
+        }
+        return replace(found, gradients={**found.gradients, **zeros})
+
+    def _prove(self, *, fast: bool, goal: Goal = PLAIN) -> None:
+        """One of the two ways through the model, with the cross-entropy or with one term."""
+        term = goal.active[0] if goal.active else None
+        known = fast, kind(term) if term else None
+        if known in self._proven:
             return
         leaves, batch, units = self._trial()
-        alone = [self._gradients(leaves, _rows(batch, units == u), fast) for u in (0, 1)]
+        alone = [self._gradients(leaves, _rows(batch, units == u), fast, goal) for u in (0, 1)]
 
         def together(clipping: Clipping) -> ClippedSums:
             if self._fast is None or not fast:
-                return self._clipped(leaves, batch, units, clipping)
+                return self._clipped(leaves, batch, units, clipping, goal)
+            if term is not None:
+                return self._fast_clipped(leaves, [batch], [units], [clipping], [goal])
             return self._fast.clipped(leaves, self._tokens(batch, 1), [units], [clipping])
 
-        per_example.compare(alone, together, TOLERANCES[self.precision])
-        self._proven.add(fast)
+        self._choices.learned &= fast
+        moved = per_example.compare(alone, together, TOLERANCES[self.precision], term=name_of(term) if term else "")
         self._choices.learned |= not fast
+        if moved:
+            self._proven.add(known)
 
-    def _gradients(self, leaves: Leaves, batch: Batch, fast: bool) -> dict[str, Tensor]:
-        """By autograd: the gradient of the mean loss of all targets, by name."""
-        inputs = {name: x.detach().requires_grad_() for name, x in leaves.items()}
-        total = self._together(inputs, [batch])[0] if fast else self._predict(inputs, batch, 1)[0].sum()
-        (total / len(self._owners(batch))).backward()
+    def _gradients(self, leaves: Leaves, batch: Batch, fast: bool, goal: Goal) -> dict[str, Tensor]:
+        """By autograd: the gradient of the goal of all rows as one unit, by name; heads only where a term has them."""
+        used = (name for name in leaves if goal.active or not heads.is_head(name))
+        inputs = {name: leaves[name].detach().requires_grad_() for name in used}
+        if goal.active:
+            given = {**leaves, **inputs}
+            total = self._fast_totals(given, [batch], [goal])[0] if fast else self._total(given, batch, goal)[0]
+        else:
+            given = {**leaves, **inputs}
+            total = self._together(given, [batch])[0] if fast else self._predict(given, batch, 1)[0].sum()
+            total = total / len(self._owners(batch))
+        if total.requires_grad:
+            total.backward()
         return {name: torch.zeros_like(x[0]) if x.grad is None else x.grad[0] for name, x in inputs.items()}
 
     def _trial(self) -> tuple[Leaves, Batch, Tensor]:
@@ -239,18 +369,20 @@ class Bench:
         batch["attention_mask"][2, 4] = 0
         if batch["labels"].dim() > 1:
             batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        batch["topics"] = torch.tensor([0, -1, 1], device=self.device)
+        batch["rows"] = batch["draws"] = torch.arange(3, device=self.device)
         return self.leaves([params]), batch, torch.tensor([0, 1, 1], device=self.device)
 
-    def _call(self, leaves: Leaves, batch: Batch, silos: int) -> Any:
+    def _call(self, leaves: Leaves, batch: Batch, silos: int, **options: Any) -> Any:
         rows = len(batch["labels"]) // silos
         params = {name: x[0] if silos == 1 else stack(x, rows) for name, x in leaves.items()}
-        return functional_call(self.model, params | self._halves, (), self._inputs(batch))
+        return functional_call(self.model, params | self._halves, (), self._inputs(batch) | options)
 
-    def _states(self, leaves: Leaves, batch: Batch, silos: int) -> Tensor:
+    def _states(self, leaves: Leaves, batch: Batch, silos: int, **options: Any) -> Tensor:
         """What the output head is given, (b, t, d). The forward pass is left there."""
         hook = self._core.get_output_embeddings().register_forward_pre_hook(_stop)
         try:
-            self._call(leaves, batch, silos)
+            self._call(leaves, batch, silos, **options)
         except _Reached as reached:
             return reached.states
         finally:
@@ -258,14 +390,17 @@ class Bench:
         raise AssertionError("Expected the forward pass to reach its output head.")
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        inputs = {name: x for name, x in batch.items() if name != "labels"} | self._arguments
+        inputs = {name: x for name, x in batch.items() if name not in UNSEEN} | self._arguments
         if self.objective.task == "seq2seq" and "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = self._core.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
         return inputs
 
     def _prepare(self) -> None:
         """Half-width copies of frozen matrices, and the frozen output head if the logits are what it says, as it says
-        it."""
+        it: once, when first needed."""
+        if self._prepared:
+            return
+        self._prepared = True
         output = self._output()
         if self.precision == "bf16":
             skip = {id(p) for p in self._trainable.values()} | {id(m.weight) for m in _embeddings(self.model)}
@@ -327,15 +462,64 @@ class Bench:
     def _find_fast(self) -> fast.Llama | None:
         if self.objective.task != "causal-lm" or self._dropouts:
             return None
-        names = {p: name for name, p in self._trainable.items()}
+        names = {p: name for name, p in self._trainable.items() if not heads.is_head(name)}
         return fast.Llama.of(self._core, PRECISIONS[self.precision], names)
 
-    def _tokens(self, batch: Batch, silos: int) -> fast.Tokens | None:
-        """The tokens that targets depend on; rows without a target are left out."""
+    def _goes_fast(self, goals: Sequence[Goal]) -> bool:
+        return self._fast is not None and all(goal.shallow for goal in goals)
+
+    def _fast_totals(
+        self, leaves: Leaves, batches: Sequence[Batch], goals: Sequence[Goal]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`totals` of shallow goals."""
+        units = [torch.zeros(len(batch["labels"]), dtype=torch.long, device=self.device) for batch in batches]
+        tokens, batches = self._all_tokens(batches, goals)
+        owner = tokens.predicts.div(len(tokens.ids) // tokens.silos, rounding_mode="floor")
+        counts = torch.bincount(owner, minlength=tokens.silos)
+        scales = torch.tensor([goal.tokens for goal in goals], device=self.device) / counts.clamp(min=1)
+        terms = self._shallow(leaves, batches, units, goals, tokens, scales)
+        totals, sums = fast.Totals.apply(self._fast, tokens, owner, terms, list(leaves), *leaves.values())
+        return totals, sums, counts
+
+    def _fast_clipped(
+        self, leaves: Leaves, batches: Sequence[Batch], units: Sequence[Tensor], clippings: Sequence[Clipping],
+        goals: Sequence[Goal],
+    ) -> ClippedSums:  # fmt: skip
+        """`clipped` of shallow goals."""
+        assert self._fast is not None
+        tokens, batches = self._all_tokens(batches, goals)
+        scales = torch.tensor([goal.tokens for goal in goals], device=self.device)
+        terms = self._shallow(leaves, batches, units, goals, tokens, scales)
+        return self._fast.clipped(leaves, tokens, units, clippings, terms)
+
+    def _shallow(
+        self, leaves: Leaves, batches: Sequence[Batch], units: Sequence[Tensor], goals: Sequence[Goal],
+        tokens: fast.Tokens, scales: Tensor,
+    ) -> Shallow:  # fmt: skip
+        own = {name: x.detach() for name, x in leaves.items() if heads.is_head(name)}
+        return Shallow(self.model, self._core.model.norm.weight, own, batches, units, goals, tokens, scales)
+
+    def _all_tokens(self, batches: Sequence[Batch], goals: Sequence[Goal]) -> tuple[fast.Tokens, list[Batch]]:
+        """The tokens of all rows, and the batches; a silo whose goal is without cross-entropy has no targets."""
+        here = [self._here(batch) for batch in batches]
+        silent = [
+            batch if goal.tokens else {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+            for batch, goal in zip(here, goals, strict=True)
+        ]
+        tokens = self._tokens(self._merged(silent), len(batches), every=True)
+        if tokens is None:
+            raise ModelError("batches padded on the right", "another padding", "Make them with `Objective.collate`.")
+        return tokens, silent
+
+    def _tokens(self, batch: Batch, silos: int, *, every: bool = False) -> fast.Tokens | None:
+        """The tokens that targets depend on; rows without a target are left out, unless `every` row is asked for."""
         ids, labels = batch["input_ids"], batch["labels"]
         positions = torch.arange(ids.numel(), device=self.device).view(*ids.shape, 1)
         where, targets = self.objective.align(positions, labels)
-        mask = batch["attention_mask"] * (labels[:, 1:] != IGNORED).any(1, keepdim=True)
+        mask = batch["attention_mask"]
+        if every:
+            return fast.lay_out(ids, mask, where[:, 0], targets, silos)
+        mask = mask * (labels[:, 1:] != IGNORED).any(1, keepdim=True)
         return fast.lay_out(ids, mask, where[:, 0], targets, silos) if len(targets) else None
 
     # ---- batches ----
@@ -351,7 +535,8 @@ class Bench:
         padding = getattr(self.base.tokenizer, "pad_token_id", None) or 0
         fill = {"labels": IGNORED, "input_ids": padding, "decoder_input_ids": padding}
         filled = [_with_rows(batch, rows) for batch in batches]
-        return {name: _cat([batch[name] for batch in filled], fill.get(name, 0)) for name in batches[0]}
+        names = [name for name in batches[0] if name == "labels" or name not in UNSEEN]
+        return {name: _cat([batch[name] for batch in filled], fill.get(name, 0)) for name in names}
 
     def _owners(self, batch: Batch) -> Tensor:
         """For each of the p targets, the row it is in; (p,), ascending."""

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ from torch.nn import functional as F
 
 from . import head
 from .clipping import ClippedSums, Clipping
+
+if TYPE_CHECKING:
+    from .shallow import Shallow
 
 FAMILIES = ("llama", "mistral", "qwen2")
 KEPT = 256
@@ -348,16 +351,22 @@ class Llama:
         )
 
     @torch.no_grad()
-    def run(self, leaves: Mapping[str, Tensor], tokens: Tokens, *, gradient: bool, hits: bool = False) -> Outcome:
-        """Losses of the targets, and with `gradient` that of their sum in every leaf."""
-        nll, hit, adapters = self._run(leaves, tokens, gradient, hits, None)
+    def run(
+        self, leaves: Mapping[str, Tensor], tokens: Tokens, *, gradient: bool, hits: bool = False,
+        terms: Shallow | None = None,
+    ) -> Outcome:  # fmt: skip
+        """Losses of the targets, and with `gradient` that of their sum in every leaf, or of the goals that `terms` are
+        of."""
+        nll, hit, adapters = self._run(leaves, tokens, gradient, hits, None, terms)
         return Outcome(nll, hit, self._gradients(adapters))
 
     @torch.no_grad()
     def clipped(
-        self, leaves: Mapping[str, Tensor], tokens: Tokens, units: Sequence[Tensor], clippings: Sequence[Clipping]
-    ) -> ClippedSums:
-        """Sums of the units' clipped gradients, each that of the mean loss of the unit's targets; see `Clipping`.
+        self, leaves: Mapping[str, Tensor], tokens: Tokens, units: Sequence[Tensor], clippings: Sequence[Clipping],
+        terms: Shallow | None = None,
+    ) -> ClippedSums:  # fmt: skip
+        """Sums of the units' clipped gradients, each that of the mean loss of the unit's targets, or of the goal that
+        `terms` are of; see `Clipping`.
 
         `units`: for each silo, the unit of each of its rows: 0 … n_k − 1 ascending, −1 for a row that is nobody's;
         rows that are missing at the end are nobody's. `clippings`: one for each silo, with the same parts.
@@ -366,9 +375,11 @@ class Llama:
         unit adds keeps its bound up to the rounding of float32. A unit whose squared norm overflows float32 adds zero.
         """
         whose = lay_out_units(tokens, units)
-        nll, adapters, squares = self._each(leaves, tokens, whose, clippings[0])
+        nll, adapters, squares = self._each(leaves, tokens, whose, clippings[0], terms)
         if whose.windows and not bool(torch.isfinite(squares).all()):  # it may be its neighbour's: once more, apart
-            nll, adapters, squares = self._each(leaves, tokens, replace(whose, windows=()), clippings[0])
+            nll, adapters, squares = self._each(leaves, tokens, replace(whose, windows=()), clippings[0], terms)
+        if terms is not None:
+            squares = squares + terms.squares(clippings)
         alone = squares.split(whose.counts)
         factors = [clipping.factors(x) for clipping, x in zip(clippings, alone, strict=True)]
         weights = [torch.block_diag(*(f[None, :, j] for f in factors)) for j in range(squares.shape[1])]
@@ -377,17 +388,17 @@ class Llama:
             adapter.add_up(weights, clippings[0], unsound)
         owner = tokens.predicts.div(len(tokens.ids) // tokens.silos, rounding_mode="floor")
         return ClippedSums(
-            self._gradients(adapters),
+            self._gradients(adapters) | (terms.sums(clippings, factors) if terms else {}),
             [x.sqrt().float() for x in alone],
             sums(nll, owner, tokens.silos),
             torch.bincount(owner, minlength=tokens.silos),
         )
 
     def _each(
-        self, leaves: Mapping[str, Tensor], tokens: Tokens, units: Units, clipping: Clipping
+        self, leaves: Mapping[str, Tensor], tokens: Tokens, units: Units, clipping: Clipping, terms: Shallow | None
     ) -> tuple[Tensor, list[_Adapter], Tensor]:
         """Losses, adapters that know their units' gradients, and the (N, parts) squared norms of these."""
-        nll, _, adapters = self._run(leaves, tokens, True, False, units)
+        nll, _, adapters = self._run(leaves, tokens, True, False, units, terms)
         squares = [{n: x for n, x in adapter.squares.items() if n not in self.fixed} for adapter in adapters]
         return nll, adapters, _by_part(squares, units, clipping)
 
@@ -396,8 +407,9 @@ class Llama:
         return {name: g for name, g in found.items() if name not in self.fixed}
 
     def _run(
-        self, leaves: Mapping[str, Tensor], tokens: Tokens, gradient: bool, hits: bool, units: Units | None
-    ) -> tuple[Tensor, Tensor | None, list[_Adapter]]:
+        self, leaves: Mapping[str, Tensor], tokens: Tokens, gradient: bool, hits: bool, units: Units | None,
+        terms: Shallow | None,
+    ) -> tuple[Tensor, Tensor | None, list[_Adapter]]:  # fmt: skip
         """Losses, hits, and the adapters; with `gradient`, these know their gradients: the silo's, or its units'."""
         self.space.reset()
         leaves = {**leaves, **{n: x.expand(tokens.silos, *x.shape[1:]) for n, x in self.fixed.items()}}
@@ -420,7 +432,12 @@ class Llama:
             return nll, hit, flat
         g = torch.zeros_like(x)
         into = torch.zeros_like(last).index_copy_(0, tokens.predicts, slope)
-        self._normal_backward(into, last, inverse if units is None else inverse * units.shares, g)
+        weights = inverse if units is None else inverse * units.shares
+        self._normal_backward(into, last, weights if terms is None else weights * terms.scales, g)
+        if terms is not None:
+            self._normal_backward(terms.slope(last), last, inverse, g)
+        if not any(adapter.product.loras for adapter in flat):
+            return nll, hit, flat
         for depth in reversed(range(len(self.layers))):
             self.space.give_back(ends[depth])
             self._backward(self.layers[depth], adapters[depth], g, kept.pop(), tokens, turn, deepest=depth == 0)
@@ -695,6 +712,27 @@ class Losses(torch.autograd.Function):
         return None, None, None, None, *(d * g.view(-1, *[1] * (d.dim() - 1)) for d in ctx.saved_tensors)
 
 
+class Totals(torch.autograd.Function):
+    """(K,) values of the silos' goals as a function of the leaves, for autograd, as `Losses`; and their
+    sums of losses."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, step: Llama, tokens: Tokens, owner: Tensor, terms: Shallow, names: Sequence[str], *leaves: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        outcome = step.run(dict(zip(names, leaves, strict=True)), tokens, gradient=True, terms=terms)
+        gradients = outcome.gradients | terms.gradients()
+        ctx.save_for_backward(*(gradients[name] for name in names))
+        losses = sums(outcome.nll, owner, tokens.silos)
+        ctx.mark_non_differentiable(losses)
+        return losses * terms.scales.view(tokens.silos, -1)[:, 0] + terms.values, losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, None, None, *(d * g.view(-1, *[1] * (d.dim() - 1)) for d in ctx.saved_tensors)
+
+
 def sums(x: Tensor, owner: Tensor, silos: int) -> Tensor:
     """(K,) sums of `x` by `owner`, whose values ascend: each a contiguous run, so the order of addition is fixed."""
     counts = torch.bincount(owner, minlength=silos).tolist()
@@ -750,6 +788,8 @@ def _covers(core: Any, names: Mapping[nn.Parameter, str]) -> bool:
     if getattr(config, "sliding_window", None) is not None and (not kinds or set(kinds) != {"full_attention"}):
         return False
     for layer in core.model.layers:
+        if layer._forward_hooks:  # the bridge of a cut (`cut.py`)
+            return False
         attention, mlp = layer.self_attn, layer.mlp
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
                        mlp.gate_proj, mlp.up_proj, mlp.down_proj):  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from ..errors import ModelError
 from .load import Base, load_base
 
 SENTENCE_ENCODER = "all-minilm-l6-v2"
@@ -29,6 +30,8 @@ def features(base: Base, texts: Sequence[str], batch: int = 32, max_length: int 
     Of an encoder-decoder, the encoder's. A text is cut after `max_length` tokens; one without any token is all zeros.
     With an adapter attached, the adapter takes part.
     """
+    if base.kept:
+        raise ModelError("a model that is shown tokens", "one that begins at kept states", "Load the base again.")
     backbone = _backbone(base.model)
     limit = min(max_length, base.tokenizer.model_max_length)
     tokens = _tokens(base, texts, limit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from transformers.configuration_utils import PretrainedConfig
 from ..assets import CATALOG, fetch
 from ..errors import ModelError, one_of
 from ..seeds import generator
+from .cut import cut
 from .tiny import FAMILIES, fill, tiny_config, tiny_tokenizer
 from .weights import convert, digest, digest_of, named, quiet, refuse_pickles, short
 
@@ -39,7 +40,8 @@ class Base:
 
     `model`: float32, eval mode, nothing requires a gradient. `name`: as the user gave it. `digest`: SHA-256 over
     configuration and weights, the same on every machine. `family`: the library's name of the architecture ("llama").
-    `fresh`: modules that the weights did not contain, such as the head of a classifier; they must be trained.
+    `fresh`: modules that the weights did not contain, such as the head of a classifier; they must be trained. `kept`:
+    whether the model begins at kept states (`kept.py`), and so knows no ids of tokens.
     """
 
     model: torch.nn.Module
@@ -50,15 +52,22 @@ class Base:
     family: str
     labels: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    kept: bool = False
 
 
-def load_base(name_or_path: str, task: str = "causal-lm", *, labels: Sequence[str] = ()) -> Base:
+def load_base(
+    name_or_path: str, task: str = "causal-lm", *, labels: Sequence[str] = (), layers: int | None = None
+) -> Base:
     """The base called `name_or_path`, ready for `task`, frozen.
 
     `name_or_path`: a name of `foedus list models`; a folder in Hugging Face format; a .gguf file; a Hugging Face id;
     or `tiny:<family>`. `task`: causal-lm, masked-lm, sequence-classification (with at least two `labels`), seq2seq, or
-    features (no head). Raises `ModelError` when it is not there, holds pickled weights only, or cannot do the task.
+    features (no head). `layers`: only so many of its blocks (`cut.py`); "name@8" says the same, and is what a cut is
+    called. Raises `ModelError` when it is not there, holds pickled weights only, or cannot do the task.
     """
+    whole, cut_to = _of_a_cut(name_or_path)
+    if (layers or cut_to) is not None:
+        return _cut(load_base(whole, task, labels=labels), layers or cut_to or 0)
     labels = _checked(task, labels)
     if name_or_path.startswith("tiny:"):
         return _tiny(name_or_path, task, labels)
@@ -84,6 +93,19 @@ def base_of(
     model = model.float()
     name = name or model.config.name_or_path or "a loaded model"
     return _base(model, tokenizer, name, digest_of(model.config.to_diff_dict(), named(model)), task, labels, ())
+
+
+def _of_a_cut(name: str) -> tuple[str, int | None]:
+    """The whole base that a name speaks of, and how many of its blocks; a folder may be called anything."""
+    found = re.fullmatch(r"(.+)@(\d{1,4})", name)
+    return (found[1], int(found[2])) if found and not Path(name).expanduser().exists() else (name, None)
+
+
+def _cut(base: Base, layers: int) -> Base:
+    new = cut(base.model, base.tokenizer, base.digest, layers, tiny=base.name.startswith("tiny:"))
+    name = f"{base.name}@{layers}"
+    base.model.name_or_path = base.model.config._name_or_path = name
+    return replace(base, name=name, digest=new)
 
 
 # ---- where a name leads ----

@@ -7,7 +7,7 @@ One `Objective` a task; all share one shape. `encode` runs once over a silo's ex
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import numpy as np
@@ -15,8 +15,9 @@ import pyarrow as pa
 import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from ..data.missing import Missing
 from ..errors import DataError, ModelError, one_of
-from ..seeds import generator
+from ..seeds import derive, generator
 
 IGNORE = -100  # the label of a position that is not a target
 MASKED, BY_MASK, BY_OTHER = 0.15, 0.8, 0.1  # Devlin et al. 2019, section 3.1
@@ -63,7 +64,9 @@ class Encoded:
     (seq2seq) or the number of the label (sequence-classification). `targets`: how many positions of the row are
     predicted. `bytes`: UTF-8 bytes of the text that the row's targets spell; over the rows of a document they add up
     to the whole document. `documents`: the row of the table that a row comes from. `domains`: that document's domain,
-    "" without one.
+    "" without one. `topics`: that document's place among `Objective.topics`, −1 where it is unknown. `silent`: for each
+    of `inputs.values`, whether it is no target although it could be; None where all are. `places`: what the model is
+    shown for each token instead of its id, where states of frozen blocks are kept (`kept.py`).
     """
 
     inputs: Ragged
@@ -74,6 +77,13 @@ class Encoded:
     documents: np.ndarray
     domains: tuple[str, ...]
     words: Words
+    topics: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    silent: np.ndarray | None = None
+    places: Ragged | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.topics):
+            object.__setattr__(self, "topics", np.full(len(self.inputs), -1))
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -83,18 +93,51 @@ class Encoded:
         """The number of targets in all."""
         return int(self.targets.sum())
 
+    def take(self, rows: np.ndarray) -> Encoded:
+        """Some of the rows, in this order; what is kept or lost is decided afterwards."""
+        arrays = {name: getattr(self, name)[rows] for name in ("first", "targets", "bytes", "documents", "topics")}
+        inputs, answers = (Ragged.of([part[row].tolist() for row in rows]) for part in (self.inputs, self.answers))
+        return replace(self, inputs=inputs, answers=answers, domains=tuple(self.domains[row] for row in rows), **arrays)
+
+    def without_topics(self) -> Encoded:
+        """The same rows, no topic of which is known."""
+        return replace(self, topics=np.full(len(self), -1))
+
+    def without(self, missing: Missing, texts: Sequence[str]) -> Encoded:
+        """The same rows after some labels were lost. `texts`: of the documents, as they were encoded. Of masked-lm,
+        `targets` are then what would have been asked for.
+        """
+        topics = np.where(missing.topics(texts)[self.documents], -1, self.topics)
+        if missing.kind == "topic" or not len(self):
+            return replace(self, topics=topics)
+        window = _within(self.documents)
+        lengths = np.diff(self.inputs.bounds)
+        where = zip(self.documents, window, lengths, strict=True)
+        lost = [missing.tokens(texts[doc], int(place), int(length)) for doc, place, length in where]
+        left = [int((~x[first:]).sum()) for x, first in zip(lost, self.first, strict=True)]
+        return replace(self, topics=topics, silent=np.concatenate(lost), targets=np.minimum(self.targets, left))
+
+    def asked(self, row: int, labels: np.ndarray) -> np.ndarray:
+        """The labels of a row without those that were lost."""
+        if self.silent is None:
+            return labels
+        return np.where(self.silent[self.inputs.bounds[row] : self.inputs.bounds[row + 1]], IGNORE, labels)
+
 
 @dataclass(frozen=True)
 class Objective:
     """One task: how to encode, collate and align. Make it with `make_objective`.
 
     `max_length`: tokens in a row, special ones included. `labels`: of sequence-classification, in the order of the
-    classes.
+    classes. `topics`: what the documents of a language model are about (their column `label`), in order. `windows`:
+    only so many of the first rows of a document, ≥ 1; None for all.
     """
 
     task: str
     max_length: int
     labels: tuple[str, ...] = ()
+    topics: tuple[str, ...] = ()
+    windows: int | None = None
 
     def encode(self, examples: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         """The examples (columns `text`, and `target`, `label`, `domain` where the task has them) as rows of tokens.
@@ -109,23 +152,36 @@ class Objective:
         if self.max_length > tokenizer.model_max_length:
             came, do = f"max_length={self.max_length}", "Lower model.max_length."
             raise ModelError(f"at most {tokenizer.model_max_length} tokens in a row", came, do)
-        return _ENCODERS[self.task](self, _columns(self, examples), tokenizer)
+        encoded = _ENCODERS[self.task](self, _columns(self, examples), tokenizer)
+        if self.windows is not None:
+            encoded = encoded.take(np.flatnonzero(_within(encoded.documents) < self.windows))
+        return replace(encoded, topics=self._numbers(examples)[encoded.documents]) if self.topics else encoded
+
+    def _numbers(self, examples: pa.Table) -> np.ndarray:
+        """The place of each document's label among the topics; −1 where it is none of them."""
+        place = {topic: i for i, topic in enumerate(self.topics)}
+        if "label" not in examples.column_names:
+            came = f"columns {', '.join(examples.column_names) or 'none'}"
+            raise DataError('a column "label" for topics', came, "Name it as data.label in the treaty.")
+        return np.array([place.get(label, -1) for label in _strings(examples, "label")], np.int64)
 
     def collate(self, encoded: Encoded, rows: Sequence[int], generator_seed: int) -> dict[str, torch.Tensor]:
         """A batch of these rows: `input_ids` and `attention_mask` (b, t), `labels` (b, t) or (b,), all int64.
 
         Padded on the right to the longest row. masked-lm draws its masks here, from (`generator_seed`, row): they do
-        not depend on the other rows of the batch. In causal-lm a label stands at its own token; `align` shifts.
+        not depend on the other rows of the batch. In causal-lm a label stands at its own token; `align` shifts. With
+        topics also `topics`, `rows` and `draws` (b,): the row's topic, its number, and the seed of what is drawn for
+        it, none of which the model is shown.
         """
         ids = [encoded.inputs[row] for row in rows]
+        shown = ids if encoded.places is None else [encoded.places[row] for row in rows]
         batch = {
-            "input_ids": _padded(ids, encoded.words.pad),
+            "input_ids": _padded(shown, encoded.words.pad),
             "attention_mask": _padded([np.ones_like(x) for x in ids], 0),
-        }
+        } | self._beside(encoded, rows, generator_seed)
         if self.task == "causal-lm":
-            return batch | {
-                "labels": _padded([_from(x, encoded.first[r]) for x, r in zip(ids, rows, strict=True)], IGNORE)
-            }
+            labels = [encoded.asked(r, _from(x, encoded.first[r])) for x, r in zip(ids, rows, strict=True)]
+            return batch | {"labels": _padded(labels, IGNORE)}
         if self.task == "sequence-classification":
             return batch | {"labels": torch.tensor([int(encoded.answers[row][0]) for row in rows])}
         if self.task == "seq2seq":
@@ -133,8 +189,19 @@ class Objective:
         masked = [
             _mask(x, generator(generator_seed, "mask", int(r)), encoded.words) for x, r in zip(ids, rows, strict=True)
         ]
-        inputs, labels = zip(*masked, strict=True)
+        inputs = [x for x, _ in masked]
+        labels = [encoded.asked(r, x) for (_, x), r in zip(masked, rows, strict=True)]
         return batch | {"input_ids": _padded(inputs, encoded.words.pad), "labels": _padded(labels, IGNORE)}
+
+    def _beside(self, encoded: Encoded, rows: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
+        if not self.topics:
+            return {}
+        draws = [derive(seed, "row", int(row)) >> 1 for row in rows]  # int64 has 63 bits for it
+        return {
+            "topics": torch.from_numpy(encoded.topics[np.asarray(rows, np.int64)]),
+            "rows": torch.tensor([int(row) for row in rows]),
+            "draws": torch.tensor(draws),
+        }
 
     def align(self, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What is said at the p targets, (p, d), and what should be, (p,), row after row.
@@ -150,8 +217,12 @@ class Objective:
         return states[chosen], labels[chosen]
 
 
-def make_objective(task: str, max_length: int, labels: Sequence[str] = ()) -> Objective:
-    """The objective of `task`, with rows of at most `max_length` (8…8192) tokens; classification needs its `labels`."""
+def make_objective(
+    task: str, max_length: int, labels: Sequence[str] = (), topics: Sequence[str] = (), windows: int | None = None
+) -> Objective:
+    """The objective of `task`, with rows of at most `max_length` (8…8192) tokens; classification needs its `labels`,
+    and language models may have `topics`.
+    """
     if task not in _ENCODERS:
         raise ModelError("a known task", f'task="{task}"', one_of(task, _ENCODERS))
     if not 8 <= max_length <= 8192:
@@ -161,7 +232,9 @@ def make_objective(task: str, max_length: int, labels: Sequence[str] = ()) -> Ob
         raise ModelError(
             "at least two labels, all different", f"labels={list(labels)}", "Name them in the order to use."
         )
-    return Objective(task, max_length, tuple(labels) if classifies else ())
+    if topics and task not in ("causal-lm", "masked-lm"):
+        raise ModelError("topics beside a language model", f'task="{task}"', "Classify, or learn topics, not both.")
+    return Objective(task, max_length, tuple(labels) if classifies else (), tuple(topics), windows)
 
 
 def concat(parts: Sequence[Encoded]) -> Encoded:
@@ -172,12 +245,24 @@ def concat(parts: Sequence[Encoded]) -> Encoded:
         lengths = np.concatenate([np.diff(piece.bounds) for piece in pieces])
         return Ragged(np.concatenate([piece.values for piece in pieces]), np.concatenate([[0], np.cumsum(lengths)]))
 
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("first", "targets", "bytes")}
+    names = ("first", "targets", "bytes", "topics")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    if any(part.silent is not None for part in parts):
+        heard = [np.zeros(len(part.inputs.values), bool) if part.silent is None else part.silent for part in parts]
+        arrays["silent"] = np.concatenate(heard)
     documents = np.concatenate([part.documents + offset for part, offset in zip(parts, _offsets(parts), strict=True)])
+    if all(part.places is not None for part in parts):
+        arrays["places"] = ragged("places")
     domains = tuple(domain for part in parts for domain in part.domains)
     return Encoded(
         ragged("inputs"), ragged("answers"), **arrays, documents=documents, domains=domains, words=parts[0].words
     )
+
+
+def _within(documents: np.ndarray) -> np.ndarray:
+    """The place of each row among those of its document, which stand together."""
+    starts = np.flatnonzero(np.r_[True, documents[1:] != documents[:-1]])
+    return np.arange(len(documents)) - np.repeat(starts, np.diff(np.r_[starts, len(documents)]))
 
 
 def _offsets(parts: Sequence[Encoded]) -> list[int]:

@@ -64,23 +64,37 @@ def collect(
         return uses
     shared = {f"model.{name}": share(x, name, uses) for name, x in params.items()}
     others = {f"model.{name}": x for name, x in (frozen or {}).items()}
-    functional_call(_Inside(model), shared | others, (lambda: loss().backward(),))
+
+    def work() -> None:
+        total = loss()
+        if total.requires_grad:
+            total.backward()
+
+    functional_call(_Inside(model), shared | others, (work,))
     return uses
 
 
 def compare(
-    alone: Sequence[Mapping[str, Tensor]], together: Callable[[Clipping], ClippedSums], tolerance: float
-) -> None:
+    alone: Sequence[Mapping[str, Tensor]],
+    together: Callable[[Clipping], ClippedSums],
+    tolerance: float,
+    *,
+    term: str = "",
+) -> bool:
     """Raise unless units that are clipped `together` have the gradients that they have `alone`.
 
     Every parameter is a part of its own, with a norm that clips every unit of whose gradient it is more than rounding,
     so each unit's norm must be right in each. `tolerance`: the share of a gradient's norm by which it may be off.
+    `term`: what the gradients are of, "" for the cross-entropy; a term need not move every parameter. Returns whether
+    anything moved: if not, nothing is known yet.
     """
     norms = {name: torch.stack([one[name].norm() for one in alone]) for name in alone[0]}
-    largest = max(float(x.max()) for x in norms.values())
+    largest = max((float(x.max()) for x in norms.values()), default=0.0)
     for name, x in norms.items():
-        if not 0 < float(x.max()) < math.inf:
+        if not (0 < float(x.max()) < math.inf or (term and float(x.max()) == 0)):
             raise _refuse(name, "a finite gradient other than zero", f"{float(x.max())}")
+    if not largest:
+        return False
     limits = {name: float(x.min()) / 2 + 0.01 * largest for name, x in norms.items()}
     sums = together(Clipping(tuple(limits.values()), {name: i for i, name in enumerate(limits)})).gradients
     for name, limit in limits.items():
@@ -88,9 +102,11 @@ def compare(
         wanted = sum(factor * one[name] for factor, one in zip(factors, alone, strict=True))
         off = float((sums[name][0] - wanted).norm()) / (limit * len(alone))
         if not off <= tolerance:
-            came = f"{name}, off by {off:.2g} of it when units go through the model together"
-            do = "Freeze it, or use a model in which examples do not influence one another."
+            of = f" of {term}" if term else ""
+            came = f"that{of} in {name} off by {off:.2g} of it when units go through the model together"
+            do = "Freeze it, or use a model and terms in which examples do not influence one another."
             raise GuaranteeError("each unit's gradient to be its own", came, do)
+    return True
 
 
 class _Inside(nn.Module):

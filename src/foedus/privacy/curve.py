@@ -84,7 +84,12 @@ def _changes(t: Terms) -> Iterator[tuple[str, Terms]]:
             replace(t, rate=min(1.0, 2 * t.rate), divisor=2 * t.divisor, steps=max(1, t.steps // 2)),
         )
         yield "half the batch, twice the steps", replace(t, rate=t.rate / 2, divisor=t.divisor / 2, steps=2 * t.steps)
-    yield "half the rounds", replace(t, rounds=max(1, t.rounds // 2))
+    half = max(1, t.rounds // 2)
+    surveys = tuple(round for round in t.surveys if round < half)
+    yield (
+        "half the rounds",
+        replace(t, rounds=half, surveys=surveys, survey_parts=t.survey_parts if surveys else ()),
+    )
     if t.local:
         yield "twice the examples", replace(t, rate=t.rate / 2)
     else:

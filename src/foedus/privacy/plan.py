@@ -1,8 +1,8 @@
 """The privacy plan: sampler, clip, noise and accounting event, made together so that they cannot disagree.
 
 `make_plan(terms, source)` finds the noise multiplier for the ε that was asked, or the ε of the multiplier that was
-given. What the run then needs (`steps_at_silos`, `stages`, `mechanism`, `sampler`, `aggregator`) comes from the plan
-alone, and a test holds that nothing else makes them. Read `accountant.py` for ε, `statement.py` for the words.
+given. What the run then needs (`steps_at_silos`, `survey`, `stages`, `mechanism`, `sampler`, `aggregator`) comes from
+the plan alone, and a test holds that nothing else makes them. Read `accountant.py` for ε, `statement.py` for the words.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .mechanisms import AtSilos, Bare, Correlated, DiscreteGaussian, Gaussian, M
 from .noise import Source
 from .shares import CUT, FEWEST, GROWTH, NUMBERS, Lattice
 from .steps import Following, PrivateSteps, parts_of
+from .survey import COUNT, Survey
 
 Event = Mapping[str, Any]
 NEIGHBOURS = "add or remove one"
@@ -59,6 +60,11 @@ class Terms:
     silos whose words are added. With them a placement of "shared" is distributed noise, for units inside silos too: it
     is whole without the shares of `colluding` silos. Inside silos that takes one step of plain SGD a round, of the
     learning rate `lr` (> 0), and a mean over `expected` silos.
+
+    Surveys (see `survey.py`), for units inside silos, with noise in each silo: `surveys`, the rounds that take one,
+    from 0 and ascending; `survey_parts`, each part's name and its share of 1/z², "count" among them, adding up to 1;
+    `survey_rate`, q in (0, 1] of a unit's being in one; `survey_ratio`, > 0, its multiplier z over that of the round's
+    steps.
     """
 
     unit: Literal["example", "author", "silo"]
@@ -87,15 +93,20 @@ class Terms:
     parties: int = 1
     colluding: int = 0
     lr: float = 0.0
+    surveys: tuple[int, ...] = ()
+    survey_parts: tuple[tuple[str, float], ...] = ()
+    survey_rate: float = 1.0
+    survey_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         given = [name for name in ("epsilon", "noise_multiplier", "noise_std") if getattr(self, name) is not None]
         _check(len(given) == 1, "exactly one of epsilon, noise_multiplier and noise_std", " and ".join(given) or "none")
-        for name in (*given, "max_norm", "ratio", "divisor", "expected"):
+        for name in (*given, "max_norm", "ratio", "divisor", "expected", "survey_ratio"):
             value = getattr(self, name)
             _check(value is None or 0 < value < math.inf, f"0 < {name} < ∞", f"{name}={value}")
         _check(0 < self.delta < 1, "0 < delta < 1", f"delta={self.delta}")
-        _check(0 < self.rate <= 1, "0 < rate ≤ 1", f"rate={self.rate}")
+        for name in ("rate", "survey_rate"):
+            _check(0 < getattr(self, name) <= 1, f"0 < {name} ≤ 1", f"{name}={getattr(self, name)}")
         for name in ("rounds", "steps", "rows", "group", "bands", "silos", "minimum", "parties"):
             _check(getattr(self, name) >= 1, f"{name} ≥ 1", f"{name}={getattr(self, name)}")
         _check(self.max_norm is not None or self.noise_std is not None, "a max_norm to clip to", "none")
@@ -105,6 +116,8 @@ class Terms:
                f"colluding={self.colluding} and lr={self.lr}")  # fmt: skip
         self._check_shares()
         self._check_combinations()
+        if self.surveys or self.survey_parts:
+            self._check_surveys()
         if self.distributed and self.local:
             self._check_one_step()
 
@@ -139,6 +152,21 @@ class Terms:
                f"minimum={self.minimum}", "Raise [cohort] minimum, or lower [secure] corrupt.")  # fmt: skip
         _check(self.word == 0 or self.parties >= self.minimum, f"parties ≥ {self.minimum}, the fewest silos in a sum",
                f"parties={self.parties}")  # fmt: skip
+
+    def _check_surveys(self) -> None:
+        names, parts = [name for name, _ in self.survey_parts], [share for _, share in self.survey_parts]
+        in_order = bool(self.surveys) and list(self.surveys) == sorted(set(self.surveys) & set(range(self.rounds)))
+        _check(in_order, f"surveys in some of the rounds 0 to {self.rounds - 1}, ascending", f"surveys={self.surveys}")
+        _check(COUNT in names and len(set(names)) == len(names), f"survey_parts by name, {COUNT!r} among them",
+               ", ".join(names) or "none")  # fmt: skip
+        _check(all(share > 0 for share in parts) and math.isclose(sum(parts), 1.0, rel_tol=1e-9),
+               "shares of survey_parts > 0 that add up to 1", f"{parts}")  # fmt: skip
+        _check(self.local, "surveys of units inside silos, which have noise of their own", f"unit={self.unit!r}",
+               "Leave them out: what a whole silo finds is one more part of its update, inside the clip.")  # fmt: skip
+        _check(self.placement != "shared", "surveys beside steps with noise in each silo", "shares of noise",
+               'Leave the surveys out, or set placement = "silo".')  # fmt: skip
+        _check(self.bands == 1, "surveys beside independent noise", f"bands={self.bands}",
+               "Leave the bands out, or the surveys.")  # fmt: skip
 
     def _check_one_step(self) -> None:
         _check(self.steps == 1 and self.lr > 0, "one local step, of a known learning rate, under shares of noise",
@@ -227,11 +255,12 @@ class PrivacyPlan:
         several = 1.0 if t.placement == "server" else math.sqrt(max(1.0, t.expected / t.sharing))
         return math.sqrt(numbers) * max(self.multipliers) * several / t.expected
 
-    def check_silos(self, numbers: int, accepted: bool) -> None:
+    def check_silos(self, numbers: int, accepted: bool, beside: int = 0) -> None:
         """Refuses words too small for so many `numbers`; and a guarantee for whole silos whose noise drowns what is
-        learned, unless that was `accepted`.
+        learned, unless that was `accepted`. `beside`: how many of them are no difference of parameters.
         """
         self._check_words(numbers)
+        self._check_beside(beside)
         ratio = self.noise_ratio(numbers)
         if self.terms.local or ratio <= SWAMPED or accepted:
             return
@@ -241,6 +270,15 @@ class PrivacyPlan:
             'Protect examples or authors instead (unit = "example" or "author"), which few silos can afford; or train'
             " fewer numbers with many more silos; or say accept_noise = true to see what it costs.",
         )
+
+    def _check_beside(self, beside: int) -> None:
+        """What rounding adds to a bound is known for the difference of parameters, and for a few numbers beside it."""
+        if self.terms.discrete and beside > OTHERS:
+            raise GuaranteeError(
+                "an update that is little but a difference of parameters, under discrete noise",
+                f"{beside:,} numbers beside it",
+                'Set noise = "gaussian" in [privacy], or take an algorithm that sends nothing else.',
+            )
 
     def growth(self, numbers: int) -> float:
         """By what share of itself rounding may lengthen what one unit adds to `numbers` numbers. Noise covers it."""
@@ -280,6 +318,14 @@ class PrivacyPlan:
             factors=self._factors, sensitivity=self._sensitivity, period=t.period,
             bare_std=t.noise_std if t.max_norm is None else None, lr=t.lr if t.distributed else None,
         )  # fmt: skip
+
+    def survey(self) -> Survey | None:
+        """The surveys of each silo; None where none are taken with noise of their own."""
+        t = self.terms
+        if not t.surveys:
+            return None
+        multipliers = tuple(self.multipliers[round] * t.survey_ratio for round in t.surveys)
+        return Survey(t.surveys, multipliers, dict(t.survey_parts), t.survey_rate, t.rows, self.source)
 
     def stages(self) -> tuple[Stage, ...]:
         """What becomes of an update in its silo."""
@@ -361,7 +407,7 @@ def round_events(terms: Terms, multiplier: float) -> tuple[Event, ...]:
     multipliers = _schedule(terms, multiplier)
     if terms.discrete:
         return _discrete_events(terms, multipliers)
-    return tuple(_round_event(terms, z) for z in multipliers)
+    return tuple(_round_event(terms, z, round in terms.surveys) for round, z in enumerate(multipliers))
 
 
 def composed(rounds: Sequence[Event]) -> Event:
@@ -375,14 +421,19 @@ def composed(rounds: Sequence[Event]) -> Event:
     return events.together(*(events.repeat(event, times) for event, times in runs))
 
 
-def _round_event(t: Terms, z: float) -> Event:
+def _round_event(t: Terms, z: float, surveyed: bool) -> Event:
     if not t.local:
         return events.poisson(t.rate, events.gaussian(z)) if t.rate < 1 else events.gaussian(z)
+    steps = events.repeat(_drawn(t, t.rate, z), t.steps)
+    return events.together(steps, _drawn(t, t.survey_rate, z * t.survey_ratio)) if surveyed else steps
+
+
+def _drawn(t: Terms, rate: float, z: float) -> Event:
+    """One Gaussian on a sample that each unit, or each example of an author, enters with chance `rate`."""
     if t.group > 1:  # single examples sampled, authors protected: Charles et al. 2024 (arXiv 2407.07737)
-        chances = tuple(math.comb(t.group, j) * t.rate**j * (1 - t.rate) ** (t.group - j) for j in range(t.group + 1))
-        return events.repeat(events.mixture(z, tuple(map(float, range(t.group + 1))), chances), t.steps)
-    step = events.poisson(t.rate, events.gaussian(z)) if t.rate < 1 else events.gaussian(z)
-    return events.repeat(step, t.steps)
+        chances = tuple(math.comb(t.group, j) * rate**j * (1 - rate) ** (t.group - j) for j in range(t.group + 1))
+        return events.mixture(z, tuple(map(float, range(t.group + 1))), chances)
+    return events.poisson(rate, events.gaussian(z)) if rate < 1 else events.gaussian(z)
 
 
 def _discrete_events(t: Terms, multipliers: Sequence[float]) -> tuple[Event, ...]:
@@ -444,7 +495,13 @@ def facts(plan: PrivacyPlan, *, lower: bool = False) -> dict[str, Any]:
         "epsilon_rdp": rdp if math.isfinite(rdp) else None,
         "noise_multiplier": plan.multiplier if t.max_norm is not None else None,
         "sampling_rate": t.rate, "steps": t.steps * t.rounds if t.local else t.rounds,
-        "terms": asdict(t) | {"shares": list(t.shares)},
+        "terms": _in_json(asdict(t)),
         "simulated_noise": plan.source.simulated,
         "event": plan.event(),
     }  # fmt: skip
+
+
+def _in_json(terms: Mapping[str, Any]) -> dict[str, Any]:
+    """The same after a trip through JSON."""
+    lists = {name: list(x) for name, x in terms.items() if isinstance(x, tuple)}
+    return {**terms, **lists, "survey_parts": [list(part) for part in terms["survey_parts"]]}

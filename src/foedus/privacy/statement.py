@@ -42,6 +42,7 @@ def statement(facts: Facts, epsilon: float | None) -> list[str]:
         _neighbours(facts),
         _adversary(facts),
         _mechanism(facts),
+        *_surveys(facts),
         *_beyond(facts),
     ]
 
@@ -105,6 +106,27 @@ def _mechanism(facts: Facts) -> str:
     rounding = " It covers what rounding to integers adds to an update." if shares else ""
     noise = f"{kind} noise of multiplier {z:.3f}{last}{shares}"
     return f"How: {facts['steps']:,} {what}, {drawn}, clipped, with {noise}.{rounding}"
+
+
+def _surveys(facts: Facts) -> list[str]:
+    """What leaves a silo beside its steps; no older record has the word."""
+    terms, unit = facts["terms"], facts["unit"]
+    rounds = terms.get("surveys", ())
+    if not rounds:
+        return []
+    names = ", ".join(name for name, _ in terms["survey_parts"])
+    drawn = "every unit" if terms["survey_rate"] == 1 else f"each unit with probability {terms['survey_rate']:g}"
+    if unit == "author" and terms["group"] > 1:
+        drawn = drawn.replace("unit", "example")
+    times = "once" if len(rounds) == 1 else f"{len(rounds)} times"
+    ratio = "the multiplier" if terms["survey_ratio"] == 1 else f"{terms['survey_ratio']:g} times the multiplier"
+    return [
+        f"Surveys: {times}, in round{'s' * (len(rounds) > 1)} {', '.join(str(round + 1) for round in rounds)}, each"
+        f" silo also releases sums of what the model makes of its units ({names}), {drawn} in them: each part clipped"
+        f" to norm 1, with Gaussian noise of all parts together of {ratio} of that round's steps. They leave the silo"
+        " inside its update, for whoever sees that, and what is made of their sum goes to all silos. The epsilon"
+        " covers them."
+    ]
 
 
 def _beyond(facts: Facts) -> list[str]:

@@ -8,7 +8,7 @@ from .card import model_card
 from .console import summary_lines
 from .folder import Run, read_run
 
-__all__ = ["Run", "model_card", "read_run", "summary_lines", "write_report"]
+__all__ = ["Run", "model_card", "read_run", "summary_lines", "write_report", "write_study"]
 
 
 def write_report(run: Path) -> Path:
@@ -16,3 +16,10 @@ def write_report(run: Path) -> Path:
     from .html import write_report  # brings matplotlib, which `foedus --help` does without
 
     return write_report(run)
+
+
+def write_study(folder: Path) -> Path:
+    """Writes the pages of a study into its folder and returns the main one's path; see `study.write_study`."""
+    from .study import write_study
+
+    return write_study(folder)

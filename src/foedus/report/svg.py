@@ -25,7 +25,8 @@ VARIABLES = ("ink", "muted", "rule", "paper", "base", "local_only", "federated",
 COLOURS = {name: f"#{index:02x}fe{index:02x}" for index, name in enumerate(VARIABLES, 1)}
 
 LIGHT = {"ink": "#1c2024", "muted": "#5c6168", "rule": "#ddd8cd", "paper": "#fdfcf9", "base": "#6d7278",
-         "local_only": "#b3590a", "federated": "#0b5cad", "pooled": "#0a7a5a"}  # fmt: skip
+         "local_only": "#b3590a", "federated": "#0b5cad", "pooled": "#0a7a5a",
+         "up": "#7a4b9d", "down": "#3c7d8f", "fail": "#a8323e"}  # fmt: skip
 """The colours of `report.css` on a light page, for a file that has no page around it."""
 
 STYLE: dict[Any, Any] = {

@@ -96,15 +96,15 @@ class Handler:
             for silo, (update, memory) in zip(silos, results, strict=True)
         ]
 
-    def evaluate(self, blob: bytes, silo: Silo, split: str, mail: bytes = b"") -> Report:
-        """Sums over a held-out split; see `silo/evaluate.py`."""
+    def evaluate(self, blob: bytes, silo: Silo, memory: Memory, split: str, mail: bytes = b"") -> Report:
+        """Sums over a held-out split; see `silo/evaluate.py`. `memory`: the silo's, after its last round."""
         began = time.perf_counter()
         task, digest = self._read(blob), _opened(blob)[1]
         self._deliver([silo.name], [mail], digest)
         kept = self._kept(silo.name, digest, split) if self.measures.hides else None
         if kept is None:
             with _as_silo_error():
-                scores = partial(self.algorithm.scores, self.bench, task.params, silo)
+                scores = partial(self.algorithm.scores, self.bench, task.params, silo, memory=memory)
                 data, objective = silo.splits[split], self.bench.objective
                 sums = evaluate(scores, data, objective, seed=task.seed, limit=self.evaluation_rows)
             update = self.measures.split()[0].encode(Update(sums, silo=silo.name), task)

@@ -16,7 +16,9 @@ import torch
 from ..lm.bench import IGNORED
 from ..lm.clipping import Clipping
 from ..lm.per_example import NOBODY
+from ..lm.terms import Goal
 from ..privacy.steps import PrivateSteps
+from ..seeds import derive
 from ..types import Task, Tree
 from .shard import Silo
 
@@ -37,10 +39,12 @@ class PrivateGradients:
     """
 
     def __init__(
-        self, bench: Bench, task: Task, silos: Sequence[Silo], plan: LocalPlan, memories: Sequence[Tree]
-    ) -> None:
+        self, bench: Bench, task: Task, silos: Sequence[Silo], plan: LocalPlan, memories: Sequence[Tree],
+        goals: Sequence[Goal] | None = None,
+    ) -> None:  # fmt: skip
         assert plan.privacy is not None
         self.bench, self.task, self.silos, self.rows = bench, task, silos, plan.rows
+        self.goals = [plan.goal] * len(silos) if goals is None else goals
         self.steps: PrivateSteps = plan.privacy
         self.factors = [float(memory[FACTOR][0]) if FACTOR in memory else 1.0 for memory in memories]
         self.past = [_past(memory) for memory in memories]
@@ -105,7 +109,9 @@ class PrivateGradients:
         for number in range(max(map(len, passes), default=0)):
             now = [p[number] if number < len(p) else [] for p in passes]
             batches = [self._batch(*each) for each in zip(self.silos, now, seeds, strict=True)]
-            clipped = self.bench.clipped(bare, batches, [_owners(units) for units in now], self._clippings())
+            clipped = self.bench.clipped(
+                bare, batches, [_owners(units) for units in now], self._clippings(), self.goals
+            )
             for name, x in clipped.gradients.items():
                 sums[name] += x.cpu().numpy()
             for k, x in enumerate(clipped.norms):
@@ -120,7 +126,7 @@ class PrivateGradients:
         number changes when others come or go, so nobody may know which mask belongs to which.
         """
         rows = np.concatenate(units) if units else np.zeros(1, np.int64)
-        batch = self.bench.objective.collate(silo.splits["train"], rows, seed)
+        batch = collate(self.bench, silo, rows, seed)
         return batch if units else {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
 
     def _clippings(self) -> list[Clipping]:
@@ -144,6 +150,12 @@ class PrivateGradients:
         for name, x in fresh.items():
             out[name], self.past[k][name] = self.steps.factors.next(self.past[k].get(name, ()), x)
         return out
+
+
+def collate(bench: Bench, silo: Silo, rows: np.ndarray, seed: int) -> dict[str, torch.Tensor]:
+    """A batch of a silo's training rows; "draws", (b,), is a number of each row's own, for what terms draw."""
+    draws = torch.tensor([derive(seed, "draws", int(row)) for row in rows], dtype=torch.long)
+    return {**bench.objective.collate(silo.splits["train"], rows, seed), "draws": draws}
 
 
 def in_passes(units: Sequence[np.ndarray], rows: int) -> list[list[np.ndarray]]:

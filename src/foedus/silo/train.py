@@ -9,18 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from ..errors import GuaranteeError, SiloError
 from ..lm.bench import Bench
+from ..lm.terms import PLAIN, Goal
 from ..privacy.steps import PrivateSteps
 from ..seeds import derive
 from ..types import Params, Task, Tree
-from .private import PrivateGradients
+from .private import PrivateGradients, collate
 from .shard import Silo
+
+if TYPE_CHECKING:
+    from ..privacy.survey import Survey
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class LocalPlan:
     keeps its optimizer's state from round to round in its memory, which never leaves it. `privacy`: private steps
     instead of plain ones; `steps` is then theirs, `batch` bears on nothing, and `rows` bounds what goes through the
     model at once. Where their noise is added to the update (`privacy.lr`), whatever is not one plain step is refused.
+    `goal`: what is minimised, where an algorithm has no other. `survey`: how silos answer with noised sums, and when;
+    None: exactly.
     """
 
     lr: float
@@ -47,6 +53,8 @@ class LocalPlan:
     keep: bool = False
     privacy: PrivateSteps | None = None
     rows: int = 32
+    goal: Goal = PLAIN
+    survey: Survey | None = None
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -87,35 +95,51 @@ Memory = Tree
 
 
 def train(
-    bench: Bench, task: Task, silos: Sequence[Silo], plan: LocalPlan, memories: Sequence[Memory], *, pull: float = 0.0
+    bench: Bench,
+    task: Task,
+    silos: Sequence[Silo],
+    plan: LocalPlan,
+    memories: Sequence[Memory],
+    *,
+    pull: float = 0.0,
+    goals: Sequence[Goal] | None = None,
+    shifts: Sequence[Params] | None = None,
 ) -> list[Trained]:
     """Trains every silo from `task.params`, all of them side by side.
 
-    `pull`: μ ≥ 0 of FedProx, adds μ (w − w_global) to every gradient. Silos trained together take equally many steps,
-    and their optimizers have taken equally many before. Raises `SiloError` naming the silos whose loss or parameters
-    are no longer finite.
+    `pull`: μ ≥ 0 of FedProx, adds μ (w − w_global) to every gradient. `goals`: what each silo minimises; None:
+    `plan.goal`. `shifts`: what is added to each silo's gradients after clipping and noise, such as SCAFFOLD's c − cᵢ.
+    Silos trained together take equally many steps, and their optimizers have taken equally many before. Raises
+    `SiloError` naming the silos whose loss or parameters are no longer finite, and `GuaranteeError` for shifts under
+    shares of noise.
     """
+    goals = [plan.goal] * len(silos) if goals is None else goals
     steps = {plan.steps_of(silo) for silo in silos}
     if len(steps) != 1 or len({age(memory) for memory in memories}) != 1:
         raise ValueError(f"Expected silos in step with each other to train together; got {sorted(steps)} steps.")
     if plan.privacy is not None and plan.privacy.lr is not None:
-        return _one_step(bench, task, silos, plan, memories, plan.privacy.lr)
+        if shifts is not None:
+            raise _unplain(plan.privacy.lr, "a shift of every gradient")
+        return _one_step(bench, task, silos, plan, memories, plan.privacy.lr, goals)
     torch.manual_seed(derive(task.seed, "dropout", task.round, silos[0].name))
     leaves = bench.leaves([task.params] * len(silos))
     origin = {name: x.detach().clone() for name, x in leaves.items()} if pull else {}
     optimizer = _optimizer(leaves, plan, plan.lr_at(task.round), memories)
     loss, targets = np.zeros(len(silos)), np.zeros(len(silos), np.int64)
-    gradients = PrivateGradients(bench, task, silos, plan, memories) if plan.privacy else None
+    gradients = PrivateGradients(bench, task, silos, plan, memories, goals) if plan.privacy else None
+    offsets = _stacked(leaves, shifts) if shifts else {}
     for step in range(steps.pop()):
         optimizer.zero_grad()
         if gradients is None:
-            sums, counts = _plain(bench, task, silos, plan, leaves, step)
+            sums, counts = _plain(bench, task, silos, plan, leaves, step, goals)
         else:
             sums, counts = gradients.fill(leaves, step)
         for name, x in leaves.items() if pull else ():
             x.grad.add_(x.detach() - origin[name], alpha=pull)
         if plan.max_grad_norm is not None:
             _clip(leaves, plan.max_grad_norm)
+        for name, x in offsets.items():
+            leaves[name].grad.add_(x)
         optimizer.step()
         loss += sums
         targets += counts
@@ -134,21 +158,26 @@ def _check_plain(plan: LocalPlan, lr: float) -> None:
         if getattr(plan, name) != right
     ]  # fmt: skip
     if wrong:
-        raise GuaranteeError(
-            f"one step of plain SGD with learning rate {lr:g} in every round, under shares of noise",
-            ", ".join(f"{name} = {getattr(plan, name)!r}" for name in wrong),
-            'Change it in [local], or set placement = "silo" in [privacy], where each step has noise of its own.',
-        )
+        raise _unplain(lr, ", ".join(f"{name} = {getattr(plan, name)!r}" for name in wrong))
+
+
+def _unplain(lr: float, came: str) -> GuaranteeError:
+    return GuaranteeError(
+        f"one step of plain SGD with learning rate {lr:g} in every round, under shares of noise",
+        came,
+        'Change it in [local], or set placement = "silo" in [privacy], where each step has noise of its own.',
+    )
 
 
 def _one_step(
-    bench: Bench, task: Task, silos: Sequence[Silo], plan: LocalPlan, memories: Sequence[Memory], lr: float
-) -> list[Trained]:
+    bench: Bench, task: Task, silos: Sequence[Silo], plan: LocalPlan, memories: Sequence[Memory], lr: float,
+    goals: Sequence[Goal],
+) -> list[Trained]:  # fmt: skip
     """w − lr g in float64, so that local minus global is −lr g to the last of the grid's steps. From w itself FedProx
     pulls nowhere.
     """
     leaves = bench.leaves([task.params] * len(silos))
-    gradients = PrivateGradients(bench, task, silos, plan, memories)
+    gradients = PrivateGradients(bench, task, silos, plan, memories, goals)
     released, loss, targets = gradients.released(leaves, 0)
     _check_finite(silos, [all(np.isfinite(x).all() for x in own.values()) for own in released])
     return [
@@ -159,12 +188,16 @@ def _one_step(
 
 
 def _plain(
-    bench: Bench, task: Task, silos: Sequence[Silo], plan: LocalPlan, leaves: Mapping[str, torch.Tensor], step: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fills in the gradients of each silo's mean loss; (K,) sums of losses and (K,) numbers of targets."""
-    sums, counts = bench.losses(leaves, [_batch(bench, silo, plan, task, step) for silo in silos])
-    (sums / counts.clamp(min=1)).sum().backward()
-    return sums.detach().double().cpu().numpy(), counts.cpu().numpy()
+    bench: Bench, task: Task, silos: Sequence[Silo], plan: LocalPlan, leaves: Mapping[str, torch.Tensor], step: int,
+    goals: Sequence[Goal],
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Fills in the gradients of each silo's goal; (K,) sums of cross-entropies and (K,) numbers of targets."""
+    totals, sums, counts = bench.totals(leaves, [_batch(bench, silo, plan, task, step) for silo in silos], goals)
+    if totals.requires_grad:
+        totals.sum().backward()
+    for x in leaves.values():
+        x.grad = torch.zeros_like(x) if x.grad is None else x.grad  # of a head that no term asked
+    return sums.double().cpu().numpy(), counts.cpu().numpy()
 
 
 def age(memory: Memory) -> int:
@@ -174,9 +207,11 @@ def age(memory: Memory) -> int:
 
 def _batch(bench: Bench, silo: Silo, plan: LocalPlan, task: Task, step: int) -> dict[str, torch.Tensor]:
     rows = silo.rows(task.seed, task.round, step, plan.batch, plan.steps, plan.epochs)
-    return bench.objective.collate(
-        silo.splits["train"], rows, derive(task.seed, "collate", silo.name, task.round, step)
-    )
+    return collate(bench, silo, rows, derive(task.seed, "collate", silo.name, task.round, step))
+
+
+def _stacked(leaves: Mapping[str, torch.Tensor], each: Sequence[Params]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.stack([one[name] for one in each])).to(x) for name, x in leaves.items()}
 
 
 def _optimizer(leaves, plan: LocalPlan, lr: float, memories: Sequence[Memory]) -> torch.optim.Optimizer:

@@ -16,8 +16,9 @@ from ..types import Key, Task, Total, Update
 from .base import Plain
 
 DELTA = "delta"
+SINGLE = ("metric", "weight")
 OTHERS = 16
-"""Numbers that an update may have beside its delta, for the bound."""
+"""Numbers that an update may have beside its delta, for the bound; the plan refuses more (`check_silos`)."""
 MOST = 2**40
 """No rounded coordinate may be larger: the sum of thousands of them, with noise, must stay exact in float64."""
 
@@ -26,10 +27,11 @@ MOST = 2**40
 class Grid(Plain):
     """Divides by `step` (> 0, in update units) and rounds to integers; `decode` multiplies the sum again.
 
-    `scalars`: > 0, the step of every part but "delta", such as weights; None for the same one. `stochastic`: rounds up
-    with the chance of the fraction, by coins of the task's seed that all can repeat. `most`: integers are cut to ±most
-    (≥ 1), which brings no two updates further apart; None refuses those beyond 2⁴⁰. `rounded`: of two neighbours, how
-    many are rounded: 1 where the unit is the whole update, and its neighbour zero; 2 where it is one of many in it.
+    `scalars`: > 0, the step of weights and metrics, which are single numbers; None for the same one. `stochastic`:
+    rounds up with the chance of the fraction, by coins of the task's seed that all can repeat. `most`: integers are cut
+    to ±most (≥ 1), which brings no two updates further apart; None refuses those beyond 2⁴⁰. `rounded`: of two
+    neighbours, how many are rounded: 1 where the unit is the whole update, and its neighbour zero; 2 where it is one of
+    many in it.
     """
 
     step: float
@@ -65,4 +67,4 @@ class Grid(Plain):
         return (whole if self.most is None else np.clip(whole, -self.most, self.most)).astype(np.int64)
 
     def _step(self, key: Key) -> float:
-        return self.step if key[0] == DELTA or self.scalars is None else self.scalars
+        return self.scalars if self.scalars is not None and key[0] in SINGLE else self.step

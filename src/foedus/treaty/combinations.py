@@ -99,6 +99,7 @@ _TOLD = (f"{_HERE}test_a_treaty_that_names_what_we_do_not_have_is_told_why_and_w
 _WIRE = ("tests/test_secure_run.py::"
          "test_nothing_leaves_a_silo_but_the_masked_vector_and_protocol_messages_of_fixed_size",)  # fmt: skip
 _SUMS = ("tests/test_treaty_errors.py::test_secure_sums_that_would_hide_nothing_are_refused",)
+_METHODS = ("tests/test_treaty_errors.py::test_a_method_that_would_not_hold_is_refused",)
 _PRIVACY = ("tests/test_treaty_errors.py::test_a_privacy_section_that_would_not_hold_is_refused",)
 
 COMBINATIONS = (
@@ -448,5 +449,69 @@ COMBINATIONS = (
         "A model made to leak speaks through the sum.",
         "model, task and cohort are bound to the masks; what a sum tells is limited by a guarantee ([privacy]) alone.",
         ("types.py::Task", "secure/silo.py::Member", "treaty/words.py::_SECRET"), _BOUND,
+    ),
+    Combination(
+        51, (_SECURE, ("alignment",)), "conditional",
+        "A silo's mean embedding tells what its text is about.",
+        "it is one more part of the same sum: the coordinator learns the mean over all, and each silo its own place"
+        " beside it.",
+        ("algorithms/alignment.py::parts", "build.py::build"),
+        ("tests/silo/test_alignment.py::test_every_part_that_is_sent_is_one_that_was_declared",
+         "tests/stages/test_words.py::test_what_nobody_agreed_on_does_not_leave"),
+    ),
+    Combination(
+        52, (_SECURE, ("domain-attention",)), "conditional",
+        "A weight that follows from a silo's text tells about it.",
+        "silos send w · Δ and w as parts of one sum, and the quotient of the two is the mean; nobody sees a single w.",
+        ("algorithms/alignment.py::direction", "attention.py::Attention"),
+        ("tests/silo/test_alignment.py::test_every_part_that_is_sent_is_one_that_was_declared",
+         "tests/test_attention.py::test_shares_add_up_to_one_and_weights_stay_within_their_public_bound"),
+    ),
+    Combination(
+        53, (("differential-privacy",), ("alignment", "domain-attention")), "conditional",
+        "Embeddings and weights are made of the same private text as the updates.",
+        "they follow from surveys with noise of their own, which the plan charges together with the steps; where whole"
+        " silos are protected they stand inside the clip of the update.",
+        ("privacy/survey.py::Survey", "silo/survey.py::survey", "methods.py::surveys"),
+        ("tests/privacy/test_survey.py::test_a_round_with_a_survey_costs_its_steps_and_the_survey_and_every_other_its_steps",
+         "tests/silo/test_survey.py::test_adding_or_removing_any_unit_moves_each_part_by_at_most_one",
+         "tests/silo/test_alignment.py::test_private_silos_pull_by_what_they_released_and_weigh_by_it"),
+    ),
+    Combination(
+        54, (("distributed-noise",), ("alignment", "scaffold", "synthetic-samples")), "conditional",
+        "Shares of noise are whole in the sum of one step of the model, and in nothing else that a silo makes of its"
+        " text.",
+        "whole silos are protected, whose one clip and noise cover all parts; for units inside silos every step has"
+        " noise of its own (placement = \"silo\").",
+        ("treaty/rules.py::_noise_that_covers_the_method",), _METHODS,
+    ),
+    Combination(
+        55, (("differential-privacy",), ("scaffold",)), "conditional",
+        "A control variate is a second vector made of private text.",
+        "it is the mean of gradients that private steps have released, noise included, and costs nothing more.",
+        ("algorithms/scaffold.py::Scaffold",),
+        ("tests/silo/test_scaffold.py::"
+         "test_a_control_is_the_mean_of_the_noisy_gradients_that_its_silo_stepped_along",),
+    ),
+    Combination(
+        56, (("differential-privacy",), ("text-store",)), "conditional",
+        "A store answers with its text, word for word.",
+        "the network is tuned against public text where units inside silos are protected, and the statement says that"
+        " answers of a silo's own store, and figures measured with them, are not covered.",
+        ("treaty/rules.py::_a_store_of_public_text", "treaty/words.py::not_covered"),
+        (*_METHODS, "tests/test_treaty.py::test_what_a_method_reads_outside_its_guarantee_is_said"),
+    ),
+    Combination(
+        57, (("differential-privacy",), ("synthetic-samples",)), "conditional",
+        "Synthetic text can be the real one.",
+        "it is made of gradients that private steps have released and of a public seed, for units inside silos.",
+        ("algorithms/fedlap.py::FedLap", "treaty/rules.py::_noise_that_covers_the_method"), _METHODS,
+    ),
+    Combination(
+        58, (_SECURE, ("synthetic-samples",)), "refuse",
+        "The server needs every silo's texts one by one: in a sum each has a slot of its own, and a slot that one silo"
+        " alone fills hides nothing.",
+        "sums in the open, and noise for units inside silos, which covers what is sent.",
+        ("treaty/rules.py::_nothing_that_the_matrix_refuses",), _METHODS,
     ),
 )  # fmt: skip

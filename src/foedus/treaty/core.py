@@ -14,7 +14,7 @@ from ..errors import TreatyError
 from . import mistakes, schema, text
 from .features import features
 from .mistakes import Mistakes
-from .rules import APPLIES, LOCAL_UNITS, Facts, contradictions
+from .rules import LOCAL_UNITS, Facts, contradictions
 from .schema import GIVEN, LEAST_SECRET, MEMORY, SECTIONS, Section
 
 Tables = dict[str, dict[str, Any]]
@@ -39,6 +39,13 @@ class Treaty:
     silos: schema.Silos
     split: schema.Split
     algorithm: schema.Algorithm
+    topics: schema.Topics
+    alignment: schema.Alignment
+    scaffold: schema.Scaffold
+    reversal: schema.Reversal
+    udalm: schema.Udalm
+    knn: schema.Knn
+    fedlap: schema.Fedlap
     local: schema.Local
     server: schema.Server
     cohort: schema.Cohort
@@ -67,7 +74,7 @@ class Treaty:
     def tables(self) -> Tables:
         """Every key that applies and has a value, defaults included: plain TOML values by section and key."""
         facts = Facts(self._sections())
-        return {
+        tables = {
             section: {
                 key: _plain(key, facts[f"{section}.{key}"])
                 for key in cls.model_fields
@@ -75,6 +82,7 @@ class Treaty:
             }
             for section, cls in SECTIONS.items()
         }
+        return {section: table for section, table in tables.items() if table}
 
     def resolved(self) -> str:
         """The complete treaty as TOML, every default written out and commented; parses back to an equal treaty."""
@@ -180,7 +188,7 @@ def _without_outdated(tables: Tables, changes: Mapping[str, Any]) -> Tables:
 
     def outdated(section: str, key: str) -> bool:
         dotted = f"{section}.{key}"
-        return dotted not in changes and dotted in APPLIES and dotted not in broken and not facts.applies(dotted)
+        return dotted not in changes and dotted not in broken and not facts.applies(dotted)
 
     kept = {name for name in tables if name in changes or name not in SECTIONS}
     return {
@@ -198,4 +206,4 @@ def _table(value: Any) -> Any:
 def _plain(key: str, value: Any) -> Any:
     if key in ("text", "targets") and len(value) == 1:
         return value[0]
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain("", x) for x in value] if isinstance(value, tuple) else value

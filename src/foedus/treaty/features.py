@@ -44,6 +44,10 @@ def _private(t: Values) -> bool:
     return bool(t["privacy.unit"] != "none")
 
 
+def _named(algorithm: str) -> Callable[[Values], bool]:
+    return lambda t: bool(t["algorithm.name"] == algorithm)
+
+
 def _shared(t: Values) -> bool:
     return _private(t) and bool(t["privacy.placement"] == "shared")
 
@@ -91,7 +95,14 @@ _ALL = (
     Feature("reputation", "scores of silos, from what they sent"),
     Feature("non-iid", "silos whose data differ", "silos.by", lambda t: t["silos.by"] != "iid", ("noniid",)),
     Feature("asynchronous", "updates of silos that began at different models", also=("async", "fedbuff", "fedasync")),
-    Feature("scaffold", "control variates beside updates", also=("control-variates",)),
+    Feature("scaffold", "control variates beside updates", "algorithm.name", _named("scaffold"), ("control-variates",)),
+    Feature("alignment", "mean embeddings beside updates", "algorithm.name", _named("alignment"), ("mmd",)),
+    Feature("domain-attention", "weights from what silos see in their text", "alignment.attention",
+            lambda t: t["algorithm.name"] == "alignment" and t["alignment.attention"] != "none", ("attention",)),
+    Feature("text-store", "predictions from each silo's own text", "algorithm.name", _named("knn-adapter"),
+            ("knn-lm", "datastore")),
+    Feature("synthetic-samples", "synthetic texts instead of updates", "algorithm.name", _named("fedlap"),
+            ("fedlap-dp", "distillation")),
     # what is sent
     Feature("uniform-quantization", "rounding to a public grid", "secure.word", _secure, ("int8", "quantization")),
     Feature("block-quantization", "a scale for each block, from its largest number",

@@ -12,32 +12,49 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from ..errors import TreatyError
+from ..errors import TreatyError, one_of
 from ..stages.words import room
 from . import text
 from .combinations import decide
 from .features import FEATURES, KEYS, features
 from .mistakes import problem, setting
-from .schema import GIVEN, LEAST_SECRET, MEMORY, Section
+from .schema import GIVEN, LEAST_SECRET, MEMORY, SECTIONS, SILENT, Section
 
 COUNTED = ("dirichlet", "quantity", "iid")
+DRAWN = (*COUNTED, GIVEN)
 LOCAL_UNITS = ("example", "author")
+LANGUAGE = ("causal-lm", "masked-lm")
+ATTENTIVE = ("entropy", "rank", "error", "distance")
 LEAST_ROOM = 127
 """Steps either way that a coordinate of one silo needs at least: eight bits, of which rounding takes the last."""
 _ADAPTIVE = ("adagrad", "adam", "yogi")
 _FOLDER_NAME = re.compile(r"\w(?:[\w.-]{0,78}[\w-])?")
 
-APPLIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+PRESENT: tuple[str, ...] = ()
+"""In place of values: whatever the deciding key is, as long as it asks for something."""
+
+APPLIES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "adapter.rank": ("adapter.kind", ("lora",)),
     "adapter.alpha": ("adapter.kind", ("lora",)),
     "adapter.dropout": ("adapter.kind", ("lora",)),
     "adapter.targets": ("adapter.kind", ("lora",)),
     "adapter.embeddings": ("adapter.kind", ("lora",)),
+    "adapter.blocks": ("adapter.kind", ("lora",)),
     "adapter.freeze_a": ("adapter.kind", ("lora",)),
     "data.target": ("model.task", ("seq2seq",)),
+    **dict.fromkeys(("data.missing", "data.unlabelled", "topics.weight", "topics.denoise"), ("model.task", LANGUAGE)),
+    "data.missing_kind": ("data.missing", PRESENT),
+    "topics.smoothing": ("topics.weight", PRESENT),
+    "topics.pseudo_labels": ("topics.weight", PRESENT),
+    "topics.denoise_rate": ("topics.denoise", PRESENT),
     "silos.count": ("silos.by", COUNTED),
     "silos.alpha": ("silos.by", ("dirichlet", "quantity")),
     "algorithm.mu": ("algorithm.name", ("fedprox",)),
+    **dict.fromkeys(("alignment.gamma", "alignment.base", "alignment.max_share"), ("alignment.attention", ATTENTIVE)),
+    "alignment.largest": ("alignment.base", (1,)),
+    **dict.fromkeys(("alignment.noise_ratio", "alignment.rate"), ("privacy.unit", LOCAL_UNITS)),
+    "alignment.rows": ("privacy.unit", ("none", "silo")),
+    "alignment.scale": ("privacy.unit", ("silo",)),
     "local.momentum": ("local.optimizer", ("sgd",)),
     "server.momentum": ("server.optimizer", ("momentum",)),
     "server.beta1": ("server.optimizer", _ADAPTIVE),
@@ -89,7 +106,16 @@ APPLIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """A key on the left means something only where the key on the right has one of these values."""
 
-NEEDED = ("data.target", "silos.count", "cohort.size", "cohort.rate", "privacy.rate")
+OWN = {
+    "alignment": "alignment", "scaffold": "scaffold", "reversal": "reversal", "udalm": "udalm", "knn": "knn-adapter",
+    "fedlap": "fedlap",
+}  # fmt: skip
+"""Sections that mean something under one algorithm only."""
+READS_FEATURES = ("alignment", "reversal", "udalm", "knn-adapter", "fedlap")
+WITHOUT_SHARES = ("alignment", "scaffold", "fedlap", "alone")
+"""Algorithms whose updates hold more than one step of the model, which is all that shares of noise cover."""
+
+NEEDED = ("data.target", "silos.count", "cohort.size", "cohort.rate", "privacy.rate", "alignment.public_text")
 """Keys without a default that must be given wherever they apply."""
 
 COLUMNS = (
@@ -119,19 +145,35 @@ class Facts:
         return name in self.sections[section].model_fields_set and self.has(key)
 
     def has(self, key: str) -> bool:
-        """Whether this key has a value: a list that is empty by default has none while it is empty."""
+        """Whether this key has a value: a list that is empty by default has none while it is empty, nor has a silent
+        key that asks for nothing.
+        """
         section, _, name = key.partition(".")
-        return self[key] is not None and (
-            self[key] != () or type(self.sections[section]).model_fields[name].default != ()
-        )
+        default = type(self.sections[section]).model_fields[name].default
+        return self[key] is not None and (self[key] != default or (default != () and key not in SILENT))
 
     def applies(self, key: str) -> bool:
         """Whether this key means anything under the others."""
-        return key not in APPLIES or self[APPLIES[key][0]] in APPLIES[key][1]
+        return self.obstacle(key) is None
+
+    def obstacle(self, key: str) -> tuple[str, tuple[Any, ...]] | None:
+        """The first deciding key, with the values it would need, for which this key means nothing."""
+        for decider, values in deciders(key):
+            if not self.applies(decider) or not (self[decider] in values if values else self.has(decider)):
+                return decider, values
+        return None
 
     def line(self, key: str) -> str:
         """A key and its value as the treaty spells them."""
-        return f"{key.partition('.')[2]} = {text.value(self[key])}"
+        name = key.partition(".")[2]
+        return f"{name} = {text.value(self[key])}" if self[key] is not None else f"no {name}"
+
+
+def deciders(key: str) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """The keys on which it depends whether a key means anything, each with the values under which it does."""
+    own = OWN.get(key.partition(".")[0])
+    section = (("algorithm.name", (own,)),) if own else ()
+    return (*section, APPLIES[key]) if key in APPLIES else section
 
 
 Rule = Callable[[Facts], Iterator[TreatyError]]
@@ -153,17 +195,18 @@ def _reads(*keys: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def _only_where_it_applies(key: str, decider: str, values: tuple[str, ...]) -> Rule:
+def _only_where_it_applies(key: str) -> Rule:
     def rule(t: Facts) -> Iterator[TreatyError]:
-        name = key.partition(".")[2]
-        asked = " or ".join(f'"{value}"' for value in values)
-        if t.given(key) and not t.applies(key):
-            do = f"Remove {name}, or set {decider.partition('.')[2]} = {asked} in [{decider.partition('.')[0]}]."
-            yield problem(
-                key, f"{name} only with {_named(decider)} {asked}", f"{t.line(key)} with {t.line(decider)}", do
-            )
-        elif key in NEEDED and t.applies(key) and not t.given(key):
-            yield _absent(t, key, decider)
+        name, obstacle = key.partition(".")[2], t.obstacle(key)
+        if t.given(key) and obstacle is not None:
+            decider, values = obstacle
+            asked = "".join(f" {word}" for word in (" or ".join(map(text.value, values)),) if word)
+            remedy = f"set {decider.partition('.')[2]} ={asked}" if values else f"add {setting(decider)} (for example)"
+            do = f"Remove {name}, or {remedy} in [{decider.partition('.')[0]}]."
+            came = f"{t.line(key)} with {t.line(decider)}"
+            yield problem(key, f"{name} only with {_named(decider)}{asked}", came, do)
+        elif key in NEEDED and obstacle is None and not t.given(key):
+            yield _absent(t, key, deciders(key)[0][0])
 
     return rule
 
@@ -187,8 +230,9 @@ def _absent(t: Facts, key: str, decider: str) -> TreatyError:
     return problem(key, what, "none", f"Add {setting(key)} (for example) under [{section}].")
 
 
-for _key, (_decider, _values) in APPLIES.items():
-    _reads(_key, _decider)(_only_where_it_applies(_key, _decider, _values))
+for _key in (f"{section}.{name}" for section, cls in SECTIONS.items() for name in cls.model_fields):
+    if deciders(_key):
+        _reads(_key, *(decider for decider, _ in deciders(_key)))(_only_where_it_applies(_key))
 for _decider, _value, _needed in COLUMNS:
     _reads(_decider, _needed)(_column(_decider, _value, _needed))
 
@@ -565,6 +609,147 @@ def _holders_among_the_silos(t: Facts) -> Iterator[TreatyError]:
         )
 
 
+@_reads("topics.weight", "topics.denoise", "data.label", "model.task")
+def _topics_have_labels(t: Facts) -> Iterator[TreatyError]:
+    for key in ("topics.weight", "topics.denoise"):
+        if t.given(key) and t.applies(key) and not t.given("data.label"):
+            yield _absent(t, "data.label", key)
+            return
+
+
+@_reads("algorithm.name", "topics.weight", "udalm.mix", "alignment.attention")
+def _a_head_that_is_asked(t: Facts) -> Iterator[TreatyError]:
+    for name, key, asked in (
+        ("udalm", "udalm.mix", t["udalm.mix"] > 0),
+        ("alignment", "alignment.attention", t["alignment.attention"] == "error"),
+    ):
+        if t["algorithm.name"] == name and asked and not t.given("topics.weight"):
+            yield _absent(t, "topics.weight", key)
+
+
+@_reads("algorithm.name", "model.task")
+def _features_of_a_language_model(t: Facts) -> Iterator[TreatyError]:
+    name, task = t["algorithm.name"], t["model.task"]
+    tasks = ("causal-lm",) if name in ("knn-adapter", "fedlap") else LANGUAGE
+    if name in READS_FEATURES and task not in tasks:
+        asked = " or ".join(map(text.value, tasks))
+        do = f"Set task = {asked} in [model], or take another algorithm."
+        yield problem("algorithm.name", f"task = {asked} with {t.line('algorithm.name')}", t.line("model.task"), do)
+
+
+@_reads("algorithm.name", "algorithm.rounds", "scaffold.warm", "udalm.pretrain")
+def _first_rounds_end(t: Facts) -> Iterator[TreatyError]:
+    for key in ("scaffold.warm", "udalm.pretrain"):
+        if t.applies(key) and t[key] >= t["algorithm.rounds"]:
+            do = f"Lower it, or raise rounds = {t['algorithm.rounds']} in [algorithm]."
+            yield problem(key, "fewer first rounds than there are rounds", t.line(key), do)
+
+
+_PLAIN_SGD = (("local.optimizer", "sgd"), ("local.momentum", 0.0), ("local.weight_decay", 0.0))
+
+
+@_reads("algorithm.name", "local.max_grad_norm", *(key for key, _ in _PLAIN_SGD))
+def _a_path_of_gradients(t: Facts) -> Iterator[TreatyError]:
+    if t["algorithm.name"] != "scaffold":
+        return
+    wrong = [key for key, only in _PLAIN_SGD if t[key] != only]
+    wrong += ["local.max_grad_norm"] if t.given("local.max_grad_norm") else []
+    for key in wrong:
+        do = 'Set optimizer = "sgd", without momentum, weight_decay and max_grad_norm: a control is the mean gradient.'
+        yield problem(key, 'plain SGD with name = "scaffold"', t.line(key), do)
+
+
+@_reads("model.layers", "adapter.kind")
+def _a_cut_is_frozen(t: Facts) -> Iterator[TreatyError]:
+    if t.given("model.layers") and t["adapter.kind"] == "full":
+        do = "Remove layers, or train an adapter: what bridges the blocks that are left out is not a parameter."
+        yield problem("model.layers", 'no layers with [adapter] kind = "full"', t.line("model.layers"), do)
+
+
+@_reads("data.missing_kind", "data.missing", "data.unlabelled", "data.label", "model.task")
+def _labels_to_lose(t: Facts) -> Iterator[TreatyError]:
+    for key in ("data.missing_kind", "data.unlabelled"):
+        asked = t[key] == "topic" if key == "data.missing_kind" else True
+        if t.given(key) and t.applies(key) and asked and not t.given("data.label"):
+            yield _absent(t, "data.label", key)
+
+
+@_reads("data.unlabelled", "alignment.target", "algorithm.name", "silos.by", "silos.names", "data.keep")
+def _silos_that_there_are(t: Facts) -> Iterator[TreatyError]:
+    known = _known_names(t)
+    if known is None:
+        return
+    asked = {"data.unlabelled": t["data.unlabelled"], "alignment.target": filter(None, [t["alignment.target"]])}
+    for key, names in asked.items():
+        for odd in (name for name in names if t.applies(key) and name not in known):
+            yield problem(key, "the name of a silo", text.value(odd), one_of(odd, known))
+    if set(known) <= set(t["data.unlabelled"]):
+        do = "Leave one of them out: somebody must have labels to learn from."
+        yield problem("data.unlabelled", "a silo with labels", "every silo without", do)
+
+
+@_reads("silos.by", "silos.names", "silos.members")
+def _members_of_named_silos(t: Facts) -> Iterator[TreatyError]:
+    members, names = t["silos.members"], t["silos.names"]
+    if not t.given("silos.members"):
+        return
+    if t["silos.by"] in DRAWN:
+        do = 'Choose by = "domain" (for example), or remove members.'
+        yield problem("silos.members", "members of silos by a column", t.line("silos.by"), do)
+    elif len(members) != len(names):
+        do = "Give names, as many as there are lists in members."
+        yield problem("silos.names", f"a name for each of {len(members)} silos with members", f"{len(names)}", do)
+    for odd in (name for name in names if not _FOLDER_NAME.fullmatch(name)):
+        do = 'Use letters, digits, "_", "-" and ".", the last two not at the start, 80 at most.'
+        yield problem("silos.names", "names of silos with members that are fit for folders", text.value(odd), do)
+        return
+
+
+@_reads("silos.members", "data.keep", "silos.by")
+def _members_are_kept(t: Facts) -> Iterator[TreatyError]:
+    if not (t.given("data.keep") and t.given("silos.members")) or t["silos.by"] != "domain":
+        return
+    gone = [name for names in t["silos.members"] for name in names if name not in t["data.keep"]]
+    if gone:
+        do = f"Add {text.value(gone[0])} to keep, or remove keep: members choose by themselves."
+        yield problem("data.keep", "every member of a silo", f"no {text.value(gone[0])}", do)
+
+
+@_reads("algorithm.name", "alignment.base", "alignment.attention", "server.weighting")
+def _examples_count_once(t: Facts) -> Iterator[TreatyError]:
+    if t.applies("alignment.base") and t["alignment.base"] == 1 and t["server.weighting"] == "examples":
+        do = 'Set weighting = "uniform" in [server], or base = 0 in [alignment].'
+        yield problem("alignment.base", "numbers of examples in one place", 'base = 1 with weighting = "examples"', do)
+
+
+@_reads("algorithm.name", "privacy.unit", "privacy.placement", "privacy.bands")
+def _noise_that_covers_the_method(t: Facts) -> Iterator[TreatyError]:
+    name, unit = t["algorithm.name"], t["privacy.unit"]
+    if unit in LOCAL_UNITS and t["privacy.placement"] == "shared" and name in WITHOUT_SHARES:
+        do = 'Set placement = "silo": shares of noise cover one step of the model, and this sends more.'
+        came = f"{t.line('algorithm.name')} with {t.line('privacy.placement')}"
+        yield problem("privacy.placement", 'placement = "silo" with this algorithm', came, do)
+    if unit in LOCAL_UNITS and name == "alignment" and t["privacy.bands"] > 1:
+        do = "Leave bands out: surveys have noise of their own, which is independent from round to round."
+        yield problem("privacy.bands", "bands = 1 beside surveys", t.line("privacy.bands"), do)
+    if unit == "silo" and name in ("alone", "fedlap"):
+        why = "a silo that sends nothing" if name == "alone" else "synthetic texts in a slot of the silo's own"
+        do = f'Protect units inside silos (unit = "example"): noise on the update says nothing about {why}.'
+        expected = f'unit "example" or "author" with {t.line("algorithm.name")}'
+        yield problem("privacy.unit", expected, 'unit = "silo"', do)
+
+
+@_reads("algorithm.name", "privacy.unit", "knn.public_text", "knn.answers")
+def _a_store_of_public_text(t: Facts) -> Iterator[TreatyError]:
+    if t["algorithm.name"] != "knn-adapter" or t.given("knn.public_text"):
+        return
+    if t["privacy.unit"] in LOCAL_UNITS:
+        do = f"Add {setting('knn.public_text')} (for example): in a store of their own text units bear on each other."
+        yield problem("knn.public_text", "public_text to tune against, with units inside silos", "none", do)
+    elif t["knn.answers"] == "public":
+        yield _absent(t, "knn.public_text", "knn.answers")
+
+
 @_reads(*KEYS)
 def _nothing_that_the_matrix_refuses(t: Facts) -> Iterator[TreatyError]:
     for row in decide(features(t)):
@@ -572,6 +757,14 @@ def _nothing_that_the_matrix_refuses(t: Facts) -> Iterator[TreatyError]:
             key = next(key for names in reversed(row.of) for name in names if (key := FEATURES[name].key))
             came = " and ".join(t.line(FEATURES[name].key) for names in row.of for name in names if name in features(t))
             yield problem(key, "a combination that holds", came, f"{row.reason} Instead: {row.instead}")
+
+
+def _known_names(t: Facts) -> tuple[str, ...] | None:
+    """What the silos are called, where the treaty says so."""
+    if t.given("silos.names"):
+        names: tuple[str, ...] = t["silos.names"]
+        return names
+    return t["data.keep"] if t["silos.by"] == "domain" and t.given("data.keep") else None
 
 
 def _secure(t: Facts) -> bool:

@@ -15,6 +15,7 @@ MEMORY = "memory"
 GIVEN = "given"
 PARTITIONS = ("domain", "author", "label", "column:<name>", "dirichlet", "quantity", "iid", GIVEN)
 BASELINES = ("base", "local", "pooled")
+SCRUBBED = ("addresses", "names", "urls")
 LEAST_SECRET = 3
 """Silos in a secure sum: in one of two, each reads the other's number by taking off its own."""
 MOST = 2**63 - 1  # TOML's integers have 64 bits
@@ -37,7 +38,7 @@ def _unsigned_zero(value: float) -> float:
     return value + 0.0
 
 
-def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
+def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(value)) != len(value):
         raise ValueError("the same name twice")
     return value
@@ -51,6 +52,25 @@ def _partition(value: str) -> str:
     column = value.removeprefix("column:")
     if (value not in PARTITIONS and column == value) or not column.strip():
         raise ValueError("not a way to partition")
+    return value
+
+
+def _members(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+def _each_once(value: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    _distinct(tuple(name for names in value for name in names))
+    return tuple(map(_sorted, value))
+
+
+def _what_to_scrub(value: Any) -> Any:
+    return SCRUBBED if value is True else () if value is False else _tuple(value)
+
+
+def _even(value: int) -> int:
+    if value % 2:
+        raise ValueError("cosines and sines come in pairs")
     return value
 
 
@@ -70,11 +90,19 @@ Columns = Annotated[tuple[Line, ...], Field(min_length=1), BeforeValidator(_one_
 Targets = Annotated[tuple[Line, ...], Field(min_length=1), BeforeValidator(_one_or_several), AfterValidator(_targets)]
 SiloNames = Annotated[tuple[Line, ...], BeforeValidator(_tuple), AfterValidator(_distinct)]
 Baselines = Annotated[tuple[Literal["base", "local", "pooled"], ...], BeforeValidator(_tuple), AfterValidator(_sorted)]
+Members = Annotated[
+    tuple[Annotated[tuple[Line, ...], Field(min_length=1)], ...], BeforeValidator(_members), AfterValidator(_each_once)
+]
+Scrub = Annotated[
+    tuple[Literal["addresses", "names", "urls"], ...], BeforeValidator(_what_to_scrub), AfterValidator(_sorted)
+]
+Layers = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_tuple), AfterValidator(_distinct)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Whole = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0), AfterValidator(_unsigned_zero)]
 Fraction = Annotated[float, Field(ge=0, lt=1), AfterValidator(_unsigned_zero)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
@@ -107,6 +135,8 @@ class Model(Section):
     max_length: Annotated[int, Field(ge=8, le=8192)] = Field(
         128, description="tokens; longer texts are cut into windows of this length"
     )
+    windows: Count | None = Field(None, description="of a text at most; the rest of it is not read", examples=[1])
+    layers: Count | None = Field(None, description="only so many of its blocks, the others left out", examples=[8])
 
 
 class Adapter(Section):
@@ -122,6 +152,7 @@ class Adapter(Section):
         json_schema_extra=_says('"all-linear", "attention", or a list of distinct module names'),
     )
     embeddings: bool = Field(False, description="whether embeddings get an adapter too")
+    blocks: Count | None = Field(None, description="only so many of the last blocks are adapted", examples=[2])
     freeze_a: bool = Field(False, description="train LoRA's B only: half the numbers, half the noise (FFA-LoRA)")
 
 
@@ -152,6 +183,22 @@ class Data(Section):
         json_schema_extra=_says("a list of distinct domains"),
     )
     max_examples: Count | None = Field(None, description="at most so many examples a silo", examples=[1000])
+    scrub: Scrub = Field(
+        (),
+        description="what is replaced by marks before anything else: true, or some of addresses, names, urls",
+        examples=[["addresses", "names", "urls"]],
+        json_schema_extra=_says('true, or a list of distinct "addresses", "names", "urls"', known=SCRUBBED),
+    )
+    unlabelled: SiloNames = Field(
+        (),
+        description="silos whose topic labels nobody has; their test labels are for measuring",
+        examples=[["north"]],
+        json_schema_extra=_says("a list of distinct names of silos"),
+    )
+    missing: Fraction = Field(0.0, description="share of training texts (or tokens) that lose their labels")
+    missing_kind: Literal["sequence", "token", "topic"] = Field(
+        "sequence", description="what is lost: all targets of a text, single tokens, or its topic"
+    )
 
 
 class Silos(Section):
@@ -171,6 +218,12 @@ class Silos(Section):
         examples=[["north", "south"]],
         json_schema_extra=_says("a list of distinct names"),
     )
+    members: Members = Field(
+        (),
+        description="of each silo in names: the values of the column that it holds",
+        examples=[[["comp.graphics", "rec.autos"], ["sci.med"]]],
+        json_schema_extra=_says("a list with a list of names for each silo, no name twice"),
+    )
 
 
 class Split(Section):
@@ -184,9 +237,114 @@ class Split(Section):
 class Algorithm(Section):
     """[algorithm]: the federated algorithm."""
 
-    name: Literal["fedavg", "fedprox"] = "fedavg"
+    name: Literal[
+        "fedavg", "fedprox", "scaffold", "alignment", "reversal", "udalm", "knn-adapter", "fedlap", "alone"
+    ] = "fedavg"
     rounds: Count = Field(description="server rounds", examples=[10])
     mu: NotNegative = Field(0.01, description="FedProx's pull towards the global model; 0 is FedAvg")
+
+
+class Topics(Section):
+    """[topics]: what a language model learns beside its tokens. Left out, nothing."""
+
+    weight: NotNegative = Field(
+        0.0, description="of the topic head's loss, on pooled features; 0: no head", examples=[0.1]
+    )
+    smoothing: Fraction = Field(0.0, description="of the topic labels: so much of each goes to all topics alike")
+    pseudo_labels: Share | None = Field(
+        None, description="where a label is missing, the head's own from this probability on", examples=[0.9]
+    )
+    denoise: NotNegative = Field(
+        0.0, description="weight of predicting a text from a damaged copy of it; 0: not done", examples=[0.1]
+    )
+    denoise_rate: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="share of tokens that are damaged")
+
+
+class Alignment(Section):
+    """[alignment]: for algorithm "alignment", feature distributions drawn together by MMD, and domain attention."""
+
+    weight: NotNegative = Field(0.1, description="of the pull towards the mean embedding of the others")
+    layers: Layers = Field(
+        (-1,),
+        description="whose features are aligned; -1 is the last",
+        json_schema_extra=_says("a list of distinct integers"),
+    )
+    features: Annotated[int, Field(ge=10, le=65536), AfterValidator(_even)] = Field(
+        128,
+        description="random Fourier features, an even number",
+        json_schema_extra=_says("an even integer ≥ 10 and ≤ 65536"),
+    )
+    project: Whole = Field(32, description="numbers to which features are projected first; 0: not at all")
+    public_text: Line | None = Field(
+        None, description="public source that sets the kernel's bandwidths", examples=["friends"]
+    )
+    every: Count = Field(1, description="rounds between surveys of the mean embedding, the first in round 0")
+    noise_ratio: Positive = Field(1.0, description="the survey's noise multiplier over a step's")
+    rate: Share | None = Field(None, description="of units in a survey; left out, as in a step", examples=[0.5])
+    attention: Literal["none", "entropy", "rank", "error", "distance"] = Field(
+        "none", description="by what a silo weighs in"
+    )
+    gamma: Annotated[float, Field(ge=-100, le=100), AfterValidator(_unsigned_zero)] = Field(
+        1.0, description="of exp(gamma * attention); 0 weighs all alike"
+    )
+    base: Literal[0, 1] = Field(0, description="1: times the number of its examples, as its surveys count them")
+    largest: Count = Field(1000, description="examples beyond so many weigh nothing")
+    max_share: Share | None = Field(None, description="of one silo in the mean at most", examples=[0.3])
+    momentum: Fraction = Field(0.0, description="of released embeddings, from survey to survey")
+    schedule: Literal["constant", "ramp", "shift"] = Field(
+        "constant", description='of weight: "shift" follows the released distance'
+    )
+    target: Line | None = Field(None, description="silo to align to; left out, all others", examples=["north"])
+    average: Fraction = Field(0.0, description="of a running mean of parameters that the last round hands out; 0: none")
+    rows: Count | None = Field(None, description="of a silo's text in an exact survey at most", examples=[500])
+    scale: Positive = Field(1.0, description="of all but the delta, beside which it is clipped")
+
+
+class Scaffold(Section):
+    """[scaffold]: for algorithm "scaffold", control variates against client drift."""
+
+    warm: Whole = Field(0, description="first rounds, in which silos only report their control variates")
+
+
+class Reversal(Section):
+    """[reversal]: for algorithm "reversal", features from which no silo can be told."""
+
+    weight: NotNegative = Field(0.1, description="of the reversed gradient of the silo classifier")
+
+
+class Udalm(Section):
+    """[udalm]: for algorithm "udalm", language modelling mixed with the topic task."""
+
+    mix: Annotated[float, Field(ge=0, le=1), AfterValidator(_unsigned_zero)] = Field(
+        1 / 9, description="share of the topic task, where there are labels; the rest is language modelling"
+    )
+    pretrain: Whole = Field(0, description="first rounds of language modelling alone")
+
+
+class Knn(Section):
+    """[knn]: for algorithm "knn-adapter", a store of each silo's text and how far to trust it; the base stays."""
+
+    neighbours: Annotated[int, Field(ge=1, le=256)] = Field(64, description="nearest stored contexts of a token")
+    width: Count = Field(64, description="numbers to which contexts are projected")
+    public_text: Line | None = Field(
+        None, description="public source of a store to tune against", examples=["reuters-r8"]
+    )
+    answers: Literal["own", "public"] = Field("own", description="whose store predicts, the silo's or the public one")
+
+
+class Fedlap(Section):
+    """[fedlap]: for algorithm "fedlap", synthetic texts whose gradients are like a silo's."""
+
+    samples: Count = Field(16, description="synthetic texts a silo")
+    length: Annotated[int, Field(ge=2, le=8192)] = Field(16, description="tokens of each")
+    vocabulary: Count = Field(256, description="first tokens, among which their targets are")
+    radius: Positive = Field(1.5, description="how far a round may step")
+    queries: Count = Field(10, description="looks at the silo's text from one place")
+    visits: Count = Field(5, description="places, before the walk starts again")
+    boost: Count = Field(5, description="matching steps for each look")
+    inner: Count = Field(2, description="steps to the next place")
+    passes: Count = Field(20, description="of the server over the synthetic texts at most")
+    rate: Positive = Field(0.1, description="learning rate of the matching")
 
 
 class Local(Section):
@@ -340,6 +498,10 @@ class Performance(Section):
         json_schema_extra=_says('"auto" or an integer ≥ 1'),
     )
     microbatch: Count = Field(32, description="rows that a private step sends through the model at once")
+    keep_states: Line | None = Field(
+        None, description="folder, beside the data, for what blocks below the first trained one make of each text",
+        examples=["states"],
+    )  # fmt: skip
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -350,6 +512,13 @@ SECTIONS: dict[str, type[Section]] = {
     "silos": Silos,
     "split": Split,
     "algorithm": Algorithm,
+    "topics": Topics,
+    "alignment": Alignment,
+    "scaffold": Scaffold,
+    "reversal": Reversal,
+    "udalm": Udalm,
+    "knn": Knn,
+    "fedlap": Fedlap,
     "local": Local,
     "server": Server,
     "cohort": Cohort,
@@ -359,3 +528,6 @@ SECTIONS: dict[str, type[Section]] = {
     "secure": Secure,
     "performance": Performance,
 }
+
+SILENT = ("data.missing", "topics.weight", "topics.denoise")
+"""Keys whose default asks for nothing. A resolved treaty leaves them out while they do, and so does the digest."""

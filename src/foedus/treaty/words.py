@@ -63,6 +63,9 @@ def not_covered(treaty: Treaty) -> list[str]:
         ("pooled" in treaty.evaluation.baselines, "the pooled baseline, which is for simulations"),
         ("local" in treaty.evaluation.baselines, "the baselines of silos alone"),
         (treaty.model.task == "sequence-classification", "the names of the labels"),
+        (treaty.topics.weight > 0, "the names of the topics"),
+        (_answers_from_its_text(treaty), "what a silo's own store of text answers, the figures measured with it among"
+                                         " that"),
         (True, "hyper-parameters that were tuned on the same data in earlier runs"),
         (True, "how long a silo took, and that it failed"),
     ]  # fmt: skip
@@ -78,7 +81,7 @@ def _each_round(treaty: Treaty, numbers: int | None) -> list[str]:
     many = f"{numbers:,} numbers" if numbers is not None else "one number for each trained parameter"
     secret = treaty.secure.sums != "open"
     beside = "in the same secret sum" if secret else "with its update"
-    lines = [f"its update, in every round it takes part in: {many}, {_protected(treaty)}{_hidden(treaty)}"]
+    lines = [*_update(treaty, many), *_beside_the_update(treaty, beside)]
     if treaty.server.weighting == "examples":
         most = treaty.server.max_weight
         capped = f", {most:g} at most" if most is not None else ""
@@ -96,6 +99,47 @@ def _each_round(treaty: Treaty, numbers: int | None) -> list[str]:
         first = "first silo" if holders == 1 else f"first {holders} silos"
         lines.append(f"from the {first} by name: public keys to encrypt under, and every sum, decrypted once")
     return lines
+
+
+def _update(treaty: Treaty, many: str) -> list[str]:
+    """The line about what a round is for."""
+    how, name = f"{_protected(treaty)}{_hidden(treaty)}", treaty.algorithm.name
+    if name == "alone":
+        return ["no update: zeros, in every round it takes part in; what it learns stays with it"]
+    if name != "fedlap":
+        return [f"its update, in every round it takes part in: {many}, {how}"]
+    f, noised = treaty.fedlap, treaty.privacy.unit != "none"
+    made = "made of gradients that were noised" if noised else "made of its gradients, which can be like its own texts"
+    return [f"in place of an update, in every round: {f.samples} synthetic texts of {f.length} tokens, {made}"]
+
+
+def _beside_the_update(treaty: Treaty, beside: str) -> list[str]:
+    """What else an algorithm's silos send, a line each."""
+    if treaty.algorithm.name == "scaffold":
+        return [f"{beside}: how its control variate changed, as many numbers again, {_protected(treaty)}"]
+    if treaty.algorithm.name != "alignment":
+        return []
+    a, rounds = treaty.alignment, treaty.alignment.every
+    when = "every round" if rounds == 1 else f"every {rounds} rounds"
+    how = f"from a survey with noise of its own, {when}" if treaty.privacy.unit in _INSIDE else f"exactly, {when}"
+    how = f"inside the clip of the update, {when}" if treaty.privacy.unit == "silo" else how
+    lines = [f"{beside}: the mean embedding of its text, {a.features} numbers a layer, {how}"]
+    if a.attention != "none":
+        lines.append(f"{beside}: what it weighs, which follows from {_ATTENTION[a.attention]}")
+    return lines
+
+
+_INSIDE = ("example", "author")
+_ATTENTION = {
+    "entropy": "how unsure the model is of its text",
+    "rank": "how rich the features of its text are",
+    "error": "how often the topic head is wrong about its text",
+    "distance": "how far its text is from the others'",
+}
+
+
+def _answers_from_its_text(treaty: Treaty) -> bool:
+    return treaty.algorithm.name == "knn-adapter" and treaty.knn.answers == "own"
 
 
 def _protected(treaty: Treaty) -> str:
@@ -184,6 +228,10 @@ def _once(treaty: Treaty) -> list[str]:
     lines = ["its name, how long it took, how many bytes it sent, and if it failed why"]
     if treaty.model.task == "sequence-classification":
         lines.append("the names of its labels, once: the model's classes are those of all silos")
+    if treaty.topics.weight > 0:
+        lines.append("the names of its topics, once: the topic head's classes are those of all silos")
     if treaty.disclosure.holdings:
         lines.append("its holdings, once: how many examples and tokens it has, by split, domain and label")
+        if treaty.data.scrub:
+            lines.append("with its holdings: how many addresses, names and URLs were replaced by marks")
     return lines

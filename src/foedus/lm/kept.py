@@ -1,0 +1,197 @@
+"""Hidden states of frozen blocks, computed once for each text and kept on disk.
+
+Where only the last blocks of a model have an adapter, what the blocks before them make of a text never changes. `keep`
+computes that once for each row, in a file that later runs of the same silo share, and lets the model begin there: its
+embedding becomes the table of kept states, and a token of a row is shown to it as its place in that table.
+
+    ids ──embedding──▶ blocks 0 … f − 1 ──▶ kept (bfloat16)          once
+                                             kept ──▶ blocks f … n ──▶ head          every step
+
+The table says as much as the text: it lies where the silo's data lie, and never leaves. For models of Llama's kind that
+predict the next token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import ModelError
+from .load import Base
+from .objectives import Encoded, Objective, Ragged
+
+CAPACITY = 1 << 23
+"""Tokens in a table. The file is sparse: room that is not used takes none on the disk."""
+BATCH = 1024
+"""Tokens that go through the frozen blocks at once."""
+LONE = 4096
+"""The first places of a table are for the states of so many single tokens, for trials that know no text."""
+ENTRY = np.dtype([("key", "S16"), ("place", "<i8"), ("length", "<i8")])
+
+
+@dataclass(frozen=True)
+class KeptObjective(Objective):
+    """An objective that shows kept states to the model; see `keep`. A row's are computed when it is first asked for."""
+
+    states: States | None = None
+
+    def encode(self, examples: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+        assert self.states is not None
+        encoded = super().encode(examples, tokenizer)
+        return replace(encoded, places=self.states.places(encoded.inputs))
+
+    def collate(self, encoded: Encoded, rows: Sequence[int], generator_seed: int) -> dict[str, Tensor]:
+        assert self.states is not None and encoded.places is not None
+        self.states.fill({int(encoded.places[row][0]): encoded.inputs[row] for row in rows})
+        return super().collate(encoded, rows, generator_seed)
+
+
+class States:
+    """The kept states of one base's first blocks, in files that all runs in `folder` share. `table`: (CAPACITY, width)
+    bfloat16; an index from a row's tokens to its place in it; and for each place whether a row there is filled.
+    """
+
+    def __init__(self, folder: Path, prefix: nn.Module, width: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.prefix = folder, prefix
+        self.lone = min(LONE, prefix.get_input_embeddings().num_embeddings)
+        states, filled = folder / "states.bf16", folder / "filled"
+        with FileLock(str(folder / "lock")):
+            for file, size in ((states, 2 * CAPACITY * width), (filled, CAPACITY)):
+                if not file.exists():
+                    with file.open("wb") as new:
+                        new.truncate(size)
+        whole = torch.from_file(str(states), shared=True, size=CAPACITY * width, dtype=torch.bfloat16)
+        self.table = whole.view(CAPACITY, width)
+        self.filled = np.memmap(filled, np.uint8, "r+", shape=(CAPACITY,))
+        self.fill({token: np.array([token]) for token in range(self.lone)})
+
+    def places(self, rows: Ragged) -> Ragged:
+        """Where the states of each row's tokens are to stand; rows of the same tokens share a place."""
+        keys = [_key(row) for row in rows]
+        with FileLock(str(self.folder / "lock")):
+            index = self._index()
+            missing = {key: len(row) for key, row in zip(keys, rows, strict=True) if key not in index}
+            index |= self._reserve(missing, max((place + size for place, size in index.values()), default=self.lone))
+        starts = np.array([index[key][0] for key in keys], np.int64)
+        lengths = np.diff(rows.bounds)
+        places = np.repeat(starts - rows.bounds[:-1], lengths) + np.arange(len(rows.values))
+        return Ragged(places.astype(np.int32), rows.bounds)
+
+    def fill(self, rows: Mapping[int, np.ndarray]) -> None:
+        """Computes what is not there yet. `rows`: place → tokens. Two processes that do it at once write the same."""
+        missing = {place: row for place, row in rows.items() if not self.filled[place]}
+        for batch in _batches(missing):
+            for place, x in zip(batch, self._states([missing[place] for place in batch]), strict=True):
+                self.table[place : place + len(x)] = x
+                self.filled[place] = 1
+
+    def _index(self) -> dict[bytes, tuple[int, int]]:
+        """Key → (place, length). A last entry torn by a crash is not there."""
+        file = self.folder / "index"
+        blob = file.read_bytes() if file.exists() else b""
+        entries = np.frombuffer(blob[: len(blob) // ENTRY.itemsize * ENTRY.itemsize], ENTRY)
+        return {key.ljust(16, b"\0"): (int(place), int(length)) for key, place, length in entries.tolist()}
+
+    def _reserve(self, missing: Mapping[bytes, int], used: int) -> dict[bytes, tuple[int, int]]:
+        """Places for new rows, by key and length, after those that are used."""
+        ends = used + np.cumsum([0, *missing.values()])
+        if ends[-1] > CAPACITY:
+            raise ModelError(
+                f"at most {CAPACITY:,} tokens in one table of kept states",
+                f"{ends[-1]:,}",
+                f"Delete {self.folder}, or leave out [performance] keep_states.",
+            )
+        places = list(zip(ends[:-1].tolist(), missing.values(), strict=True))
+        entries = [(key, *place) for key, place in zip(missing, places, strict=True)]
+        with (self.folder / "index").open("ab") as file:
+            file.truncate(file.tell() // ENTRY.itemsize * ENTRY.itemsize)
+            file.write(np.array(entries, ENTRY).tobytes())
+        return dict(zip(missing, places, strict=True))
+
+    @torch.no_grad()
+    def _states(self, rows: Sequence[np.ndarray]) -> list[Tensor]:
+        """What the frozen blocks make of rows of one length, or nearly."""
+        ids, mask = (torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long) for _ in range(2))
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)] = torch.from_numpy(row.astype(np.int64)), 1
+        states = self.prefix(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return [x[: len(row)].to(torch.bfloat16) for x, row in zip(states, rows, strict=True)]
+
+
+def keep(base: Base, objective: Objective, folder: Path) -> Objective:
+    """Cuts `base.model` before its first trained block, in place, and returns the objective that feeds what is left.
+
+    Call it after `attach` and before anything is encoded. `folder`: where states are kept, beside the silo's data. The
+    names of parameters stay as they were. Raises `ModelError` for a base that is not of Llama's kind or whose first
+    block is trained.
+    """
+    core: Any = base.model.get_base_model() if hasattr(base.model, "get_base_model") else base.model
+    first = _first_trained(base, core, objective)
+    model = core.model
+    prefix = type(model)(_with_layers(model.config, first)).to(torch.bfloat16).eval()
+    wanted = {name: x for name, x in model.state_dict().items() if name in prefix.state_dict()}
+    prefix.load_state_dict(wanted, strict=False)
+    prefix.norm = nn.Identity()
+    states = States(folder / f"{base.digest[:16]}-{first}", prefix, model.config.hidden_size)
+    model.layers = _Tail(list(model.layers)[first:], first)
+    model.embed_tokens = nn.Embedding.from_pretrained(states.table, freeze=True)
+    model.embed_tokens.register_forward_hook(lambda module, ids, out: out.float())
+    base.kept = True
+    return KeptObjective(**{f.name: getattr(objective, f.name) for f in fields(objective)}, states=states)
+
+
+def _first_trained(base: Base, core: Any, objective: Objective) -> int:
+    """The number of the first block with a trained parameter; nothing before it may be trained."""
+    layers = getattr(getattr(core, "model", None), "layers", None)
+    if objective.task != "causal-lm" or base.family not in ("llama", "qwen2") or layers is None:
+        raise ModelError("a causal-lm of Llama's kind", f"{base.family}, {objective.task}", "Leave out keep_states.")
+    trained = [i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())]
+    first = min(trained, default=len(layers) - 1)
+    if not first or any(p.requires_grad for p in core.model.embed_tokens.parameters()):
+        raise ModelError("blocks below the first trained one", "none", "Set [adapter] blocks to fewer than it has.")
+    return first
+
+
+def _with_layers(config: Any, layers: int) -> Any:
+    config = type(config).from_dict(config.to_dict())
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    config._attn_implementation = "sdpa"
+    return config
+
+
+class _Tail(nn.ModuleList):
+    """The last layers of a list, under the names that they had there."""
+
+    def __init__(self, layers: Sequence[nn.Module], first: int) -> None:
+        nn.Module.__init__(self)
+        for i, layer in enumerate(layers):
+            self.add_module(str(first + i), layer)
+
+    def __getitem__(self, at: Any) -> Any:
+        return list(self._modules.values())[at]
+
+
+def _key(row: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(row, "<i4").tobytes(), digest_size=16).digest()
+
+
+def _batches(missing: Mapping[int, np.ndarray]) -> Iterator[list[int]]:
+    """Places of rows of like length, about `BATCH` tokens together."""
+    places = sorted(missing, key=lambda place: -len(missing[place]))
+    while places:
+        size = max(1, BATCH // max(1, len(missing[places[0]])))
+        yield places[:size]
+        places = places[size:]

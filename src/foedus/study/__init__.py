@@ -1,0 +1,1 @@
+"""Studies: methods compared over seeds by what `measure.py` finds of each finished run."""

@@ -1,0 +1,113 @@
+"""One cell in a process of its own: `python -m foedus.study.cell FOLDER --threads N`.
+
+Carries out the treaty in FOLDER/cell.json into FOLDER/run, or goes on where that was left, measures the result and
+writes FOLDER/measures.json. Ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..governance import RunFolder
+from ..treaty import Treaty, parse
+from .running import CELL, RUN, keep
+
+Measure = Callable[..., Mapping[str, Any]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 1 where the cell failed; its error is the log's last line."""
+    options = argparse.ArgumentParser(prog="foedus.study.cell")
+    options.add_argument("folder", type=Path)
+    options.add_argument("--threads", type=int, required=True)
+    wished = options.parse_args(arguments)
+    threading.Thread(target=_leave_with_the_study, daemon=True).start()
+    try:
+        carry_out(wished.folder, wished.threads)
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def carry_out(folder: Path, threads: int, measure: Measure | None = None) -> None:
+    """Runs and measures the cell in `folder`. `measure`: left out, `measure.measure`."""
+    from ..build import build
+    from ..execute import begin, execute
+
+    if measure is None:
+        from .measure import measure
+    began = time.perf_counter()
+    wanted = json.loads((folder / CELL).read_text("utf-8"))
+    settings = wanted["settings"]
+    treaty = replace(parse(wanted["treaty"], str(folder / CELL)), folder=folder / wanted["origin"])
+    path = folder / RUN
+    run = RunFolder.open(path) if (path / "treaty.toml").is_file() else begin(treaty, path)
+    place = build(_with(treaty, threads))
+    if run.read_json("summary.json") is None:
+        for event in execute(run, place):
+            print(f"{event.kind} {event.phase} {event.round}/{event.rounds}", flush=True)
+    told = {key: x for key, x in settings.items() if key not in ("far", "far_keep")}
+    figures = measure(path, place, far=_far(treaty, settings), **told)
+    summary = run.read_json("summary.json")
+    keep(folder, settings, {**figures, **of_summary(summary), "wall": time.perf_counter() - began})
+
+
+def of_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study takes from a run's summary: its guarantee, what it cost, and where it ran."""
+    privacy = summary["privacy"]
+    return {
+        "run": {
+            "unit": privacy["unit"], "epsilon": privacy.get("epsilon"), "delta": privacy.get("delta"),
+            "neighbours": privacy.get("neighbours"), "simulated_noise": bool(privacy.get("simulated_noise")),
+            "bytes_up": sum(map(sum, summary["bytes"]["up"].values())), "seconds": summary["seconds"]["total"],
+            "failures": len(summary["failures"]), "parameters": summary["adapter"]["parameters"],
+        },
+        "versions": summary["versions"],
+        "hardware": summary["hardware"],
+    }  # fmt: skip
+
+
+def _far(treaty: Treaty, settings: Mapping[str, Any]) -> list[str]:
+    """The texts that shift goes towards, scrubbed as the silos' own; none where the study names no source."""
+    from ..build import columns
+    from ..data import only, read
+    from ..data.scrub import scrub_table
+
+    if settings["far"] is None:
+        return []
+    table = read(settings["far"], columns(treaty), base=treaty.folder or Path())
+    if settings["far_keep"]:
+        table = only(table, settings["far_keep"])
+    if treaty.data.scrub:
+        table, _ = scrub_table(table, treaty.data.scrub)
+    texts: list[str] = table["text"].to_pylist()
+    return texts
+
+
+def _with(treaty: Treaty, threads: int) -> Treaty:
+    """Threads bear on speed only, and are no part of the digest."""
+    return treaty.replace(**{"performance.threads": threads})
+
+
+def _leave_with_the_study() -> None:
+    """Whoever started this process holds the other end of its standard input, and lets go of it when it dies."""
+    while os.read(0, 1):
+        pass
+    os._exit(2)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

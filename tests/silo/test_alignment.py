@@ -1,0 +1,247 @@
+"""Alignment and domain attention: the sums are the paper's equations, behind the real loop and a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from foedus import loop, tree
+from foedus.algorithms import FedAvg
+from foedus.algorithms.alignment import OWN, Alignment, survey_parts, survey_rounds
+from foedus.attention import Attention, effective
+from foedus.engines import InProcess
+from foedus.errors import GuaranteeError
+from foedus.kernels import fourier_map
+from foedus.lm.adapters import LoRA, attach
+from foedus.lm.bench import Bench
+from foedus.lm.heads import attach_head, width
+from foedus.lm.load import load_base
+from foedus.lm.objectives import make_objective
+from foedus.lm.terms import Goal, Topic
+from foedus.loop import Federation
+from foedus.privacy import Unprotected
+from foedus.privacy.noise import SimulatedSource
+from foedus.privacy.plan import PrivacyPlan, Terms, make_plan
+from foedus.server import Full, Sgd, WeightedMean
+from foedus.silo import Handler, LocalPlan, Silo, Units
+from foedus.stages import Weigh, chain
+from foedus.types import Release, State, Task
+
+from ..conftest import WORDS, sentences
+
+PLAN = LocalPlan(lr=0.5, batch=8, steps=2, optimizer="sgd", goal=Goal(terms=(Topic(0.1),)))
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    base = load_base("tiny:llama")
+    attach(base, LoRA(rank=4), 0)
+    attach_head(base, "topics", (width(base), len(WORDS)), 0)
+    return Bench(base, make_objective("causal-lm", 24, topics=tuple(WORDS)), precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def silos(bench) -> dict[str, Silo]:
+    """Silos of different sizes, each with words of its own."""
+    out = {}
+    for size, domain in zip((16, 24, 32), WORDS, strict=False):
+        table = pa.table({"text": sentences(domain, size), "label": [domain] * size})
+        data = bench.objective.encode(table, bench.base.tokenizer)
+        units = Units(np.arange(len(data)), np.arange(len(data), dtype=np.uint64))
+        out[domain] = Silo(domain, {"train": data}, units=units)
+    return out
+
+
+@pytest.fixture(scope="module")
+def maps(bench):
+    return {-1: fourier_map(width(bench.base), 20, (0.3, 0.4, 0.6, 0.8, 1.2), 3)}
+
+
+def align(maps, plan=PLAN, **more) -> Alignment:
+    return Alignment(plan, maps, rounds=ROUNDS, silos=3, **more)
+
+
+def run(algorithm, bench, silos, by="uniform") -> Iterator[tuple[State, Release, InProcess]]:
+    federation = Federation(
+        algorithm, chain(Weigh(by)), WeightedMean(), Unprotected(), Sgd(1.0), Full(), tuple(silos), "m", ROUNDS, seed=5
+    )
+    engine = InProcess(Handler(bench, algorithm, federation.stages, "m"), silos, algorithm.local)
+    for state, release in loop.run(federation, engine, loop.start(federation, bench.start())):
+        yield state, release, engine
+
+
+def last(*args, **more) -> tuple[State, Release, InProcess]:
+    return list(run(*args, **more))[-1]
+
+
+def test_without_pull_and_with_gamma_0_it_is_fedavg(bench, silos, maps):
+    weighed = align(maps, weight=0.0, attention=Attention(0.0, 1.0, most=1000))
+    ours, theirs = last(weighed, bench, silos)[0], last(FedAvg(PLAN), bench, silos, by="examples")[0]
+    for name, x in theirs.params.items():
+        np.testing.assert_allclose(ours.params[name], x, atol=1e-6)
+    uniform = align(maps, weight=0.0), FedAvg(PLAN)
+    ours, theirs = (last(algorithm, bench, silos)[0] for algorithm in uniform)
+    assert all(np.abs(ours.params[name] - x).max() < 1e-6 for name, x in theirs.params.items())
+
+
+def test_one_full_step_without_noise_is_a_pooled_gradient_step(bench, silos, maps):
+    """Card 01, property 1: K = 1, γ = 0, b = 1; of silos' mean losses, weighed by how many rows they have."""
+    plan = replace(PLAN, goal=Goal(), lr=1.0, steps=None, epochs=1, batch=1000)
+    equal = {name: replace(silo, splits={"train": silo.splits["train"]}) for name, silo in silos.items()}
+    algorithm = align(maps, plan, weight=0.0, attention=Attention(0.0, 1.0, most=1000))
+    state, _, _ = next(run(algorithm, bench, equal))
+    params = {name: x for name, x in bench.start().items()}
+    total: dict[str, np.ndarray] = {name: np.zeros_like(x) for name, x in params.items()}
+    for silo in equal.values():
+        leaves = bench.leaves([params])
+        sums, counts = bench.losses(leaves, [bench.objective.collate(silo.splits["train"], range(silo.examples), 0)])
+        (sums[0] / counts[0] * silo.examples / sum(s.examples for s in equal.values())).backward()
+        for name, x in leaves.items():
+            total[name] += 0 if x.grad is None else x.grad[0].numpy()
+    for name, x in state.params.items():
+        np.testing.assert_allclose(x, params[name] - total[name], atol=1e-6)
+
+
+def test_the_release_is_the_mean_embedding_and_each_silo_pulls_away_from_its_own(bench, silos, maps):
+    algorithm = align(maps)
+    state, _, engine = next(run(algorithm, bench, silos))
+    own = {name: tree.part(memory, OWN)["embedding"] for name, memory in engine.memory.items()}
+    for name, silo in silos.items():
+        seen = bench.see(bench.start(), bench.objective.collate(silo.splits["train"], range(silo.examples), 0))
+        np.testing.assert_allclose(own[name], maps[-1](seen.features().numpy()).mean(0), atol=1e-5)
+    np.testing.assert_allclose(state.extra["embedding", "mean"], np.mean(list(own.values()), 0), atol=1e-7)
+    task = Task(1, "m", state.params, tuple(silos), 5, extra=state.extra)
+    for name, silo in silos.items():
+        others = np.mean([x for other, x in own.items() if other != name], 0)
+        away = algorithm._away(task, silo, {"embedding": own[name]})
+        np.testing.assert_allclose(away, own[name] - others, atol=1e-7)
+
+
+def test_the_reported_shift_is_the_mean_mmd_of_two_silos(bench, silos, maps):
+    state, _, engine = next(run(align(maps), bench, silos))
+    own = [tree.part(memory, OWN)["embedding"] for memory in engine.memory.values()]
+    pairs = [np.sum((a - b) ** 2) for i, a in enumerate(own) for b in own[:i]]
+    assert state.extra["report", "shift"][0] == pytest.approx(np.mean(pairs), rel=1e-5)
+
+
+def test_alignment_draws_the_silos_together(bench, silos, maps):
+    plan = LocalPlan(lr=0.03, batch=1000, epochs=1, optimizer="sgd", goal=Goal(tokens=0.0))
+    shifts = [
+        [state.extra["report", "shift"][0] for state, _, _ in run(align(maps, plan, weight=weight), bench, silos)]
+        for weight in (0.0, 1.0, 5.0)
+    ]
+    assert shifts[2][-1] < shifts[1][-1] < shifts[0][-1]
+    assert shifts[0][0] == shifts[0][-1] == shifts[2][0]  # nothing but the pull moves anything here
+
+
+def test_silos_that_align_to_a_target_leave_it_where_it_is(bench, silos, maps):
+    target = next(iter(silos))
+    state, _, engine = next(run(align(maps, target=target), bench, silos))
+    own = {name: tree.part(memory, OWN)["embedding"] for name, memory in engine.memory.items()}
+    np.testing.assert_allclose(state.extra["target", "mean"], own[target], atol=1e-7)
+    task = Task(1, "m", state.params, tuple(silos), 5, extra=state.extra)
+    for name, silo in silos.items():
+        away = align(maps, target=target)._away(task, silo, {"embedding": own[name]})
+        expected = own[name] - own[target] if name != target else 1.5 * (own[name] - np.mean(list(own.values()), 0))
+        np.testing.assert_allclose(away, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("phi", ["entropy", "error", "rank", "distance"])
+def test_silos_weigh_by_attention_and_the_effective_number_is_told(phi, bench, silos, maps):
+    moments = np.random.default_rng(0).normal(size=(width(bench.base), 6)) if phi == "rank" else None
+    algorithm = align(maps, attention=Attention(5.0, 0.0), phi=phi, moments=moments)
+    state, release, engine = last(algorithm, bench, silos)
+    found = [float(tree.part(memory, OWN)["phi"][0]) for memory in engine.memory.values()]
+    assert all(0 <= x <= 1 for x in found)
+    assert 1 <= state.extra["report", "effective silos"][0] <= 3
+    if phi == "distance":
+        return
+    assert len(set(found)) > 1
+    weights = Attention(5.0, 0.0).weight(1, np.array(found))
+    assert state.extra["report", "effective silos"][0] == pytest.approx(effective(weights))
+    assert state.extra["attention", "mean"][0] == pytest.approx(weights.mean())
+
+
+def test_a_capped_silo_has_no_larger_share_once_weights_stand_still(bench, silos, maps):
+    steep = align(maps, attention=Attention(0.0, 8.0, most=1000), cap=0.5, weight=0.0)
+    *_, (state, _, _) = run(steep, bench, silos)
+    assert state.extra["report", "effective silos"][0] > 1.5
+    *_, (state, _, _) = run(replace(steep, cap=1.0), bench, silos)
+    assert state.extra["report", "effective silos"][0] < 1.5
+
+
+def test_the_last_round_hands_out_the_running_mean(bench, silos, maps):
+    plain = [state.params for state, _, _ in run(align(maps), bench, silos)]
+    mean = [state.params for state, _, _ in run(align(maps, average=0.5), bench, silos)]
+    weights = np.array([0.25, 0.5, 1.0]) / 1.75
+    for name, x in mean[-1].items():
+        np.testing.assert_allclose(mean[0][name], plain[0][name])
+        np.testing.assert_allclose(x, sum(w * p[name] for w, p in zip(weights, plain, strict=True)), atol=1e-6)
+
+
+def test_the_pull_fades_with_the_released_shift_or_grows_over_half_the_rounds(maps):
+    extra = {(OWN, "shift"): np.array([0.2]), (OWN, "first shift"): np.array([0.8])}
+    task = Task(1, "m", {}, (), 0, extra=extra)
+    assert align(maps, schedule="shift", weight=2.0)._strength(task) == pytest.approx(0.5)
+    assert align(maps, schedule="ramp", weight=3.0)._strength(task) == pytest.approx(2.0)
+    assert align(maps, weight=3.0)._strength(task) == 3.0
+
+
+def test_every_part_that_is_sent_is_one_that_was_declared(bench, silos, maps):
+    for target in ("", next(iter(silos))):
+        algorithm = align(maps, target=target)
+        declared = algorithm.parts({name: x.shape for name, x in bench.start().items()})
+        for silo in silos.values():
+            ((update, _),) = algorithm.train(bench, Task(0, "m", bench.start(), tuple(silos), 5), [silo], [{}])
+            sent = {key: x.shape for key, x in update.tensors.items() if key[0] != "metric"}
+            assert sent.items() <= declared.items()
+
+
+# ---- privacy ----
+
+
+def private() -> PrivacyPlan:
+    surveys = {"surveys": survey_rounds(ROUNDS, 2), "survey_parts": survey_parts("entropy"), "survey_ratio": 2.0}
+    terms = Terms("example", 1e-5, ROUNDS, noise_multiplier=0.5, steps=2, rate=0.5, divisor=8.0, **surveys)
+    return make_plan(terms, SimulatedSource(1))
+
+
+def test_private_silos_pull_by_what_they_released_and_weigh_by_it(bench, silos, maps):
+    made = private()
+    plan = replace(PLAN, privacy=made.steps_at_silos(list(bench.start())), survey=made.survey())
+    algorithm = align(maps, plan, every=2, phi="entropy", attention=Attention(2.0, 1.0, most=1000))
+    (state, _, first), _, (_, _, third) = run(algorithm, bench, silos)
+    assert ("embedding", "mean") in state.extra
+    memory = tree.part(first.memory[next(iter(silos))], OWN)
+    assert memory["variance"][0] > 0 and memory["round"][0] == 2  # the surveys were those of rounds 1 and 3
+    exact = replace(PLAN, goal=PLAN.goal)
+    ((_, kept),) = align(maps, exact).train(bench, Task(0, "m", bench.start(), (), 5), [silos["law"]], [{}])
+    assert not np.allclose(
+        tree.part(kept, OWN)["embedding"], tree.part(third.memory["law"], OWN)["embedding"], atol=1e-3
+    )
+
+
+def test_a_survey_that_the_plan_does_not_pay_for_is_refused(bench, silos, maps):
+    made = private()
+    plan = replace(PLAN, privacy=made.steps_at_silos(list(bench.start())))
+    task = Task(0, "m", bench.start(), tuple(silos), 5)
+    with pytest.raises(GuaranteeError, match="survey"):
+        align(maps, plan).train(bench, task, [silos["law"]], [{}])
+    paid = replace(plan, survey=made.survey())
+    with pytest.raises(GuaranteeError, match="survey"):
+        align(maps, paid, every=1, phi="entropy").train(bench, replace(task, round=1), [silos["law"]], [{}])
+    with pytest.raises(GuaranteeError, match="survey"):
+        align(maps, paid, every=2, phi="none").train(bench, task, [silos["law"]], [{}])
+
+
+@pytest.mark.parametrize(
+    "bad", [{"weight": -1.0}, {"every": 0}, {"momentum": 1.0}, {"cap": 0.0}, {"average": 1.0}, {"phi": "rank"}]
+)
+def test_what_makes_no_sense_is_refused(bad, maps):
+    with pytest.raises(ValueError, match="Expected"):
+        align(maps, **bad)
