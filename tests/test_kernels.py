@@ -128,6 +128,12 @@ def test_the_distances_of_all_pairs_come_from_one_matrix():
     assert null[:, 0, 1].max() < observed[0, 2]
 
 
+def test_rows_that_are_nearly_alike_are_told_apart_in_single_precision():
+    x, y = 0.05 * np.random.default_rng(0).normal(size=(2, 600, 6))
+    observed, _ = relabelled([x, y], (1.0, 2.0), 0, np.random.default_rng(0))
+    assert observed[0, 1] == pytest.approx(mmd_unbiased(x, y, (1.0, 2.0)), abs=2e-9)
+
+
 # Fourier features
 
 

@@ -92,6 +92,26 @@ def test_one_silo_is_plain_descent():
     np.testing.assert_allclose(go(f)[-1][0].params["w"], w, rtol=1e-12)
 
 
+class Telling(LeastSquares):
+    """Steps twice as far, and refines what it gets by what the round left."""
+
+    def direction(self, mean):
+        return {"w": 2 * mean["delta", "w"]}
+
+    def finish(self, extra, mean):
+        return {**extra, ("own", "mean"): mean["delta", "w"]}
+
+    def refine(self, params, extra):
+        return {"w": params["w"] + extra["own", "mean"]}, {**extra, ("own", "stepped"): params["w"]}
+
+
+def test_an_algorithm_directs_the_step_and_refines_what_came_of_it_with_what_the_round_left():
+    f = federation(rounds=1)
+    (plain, _), (state, _) = go(f)[-1], go(replace(f, algorithm=Telling(f.stages, data())))[-1]
+    for times, found in ((1, state.extra["own", "mean"]), (2, state.extra["own", "stepped"]), (3, state.params["w"])):
+        np.testing.assert_allclose(found, times * plain.params["w"])
+
+
 def test_answers_may_come_in_any_order():
     f = federation()
     back = LeastSquares(f.stages, data(), order=-1)

@@ -12,7 +12,7 @@ from foedus.lm.heads import is_head
 from foedus.treaty import from_dict
 
 PLAIN = {"local": {"steps": 1, "batch": 4, "optimizer": "sgd", "lr": 0.1}}
-PRIVATE = {"privacy": {"unit": "example", "epsilon": 50.0, "rate": 0.3}}
+PRIVATE = {"privacy": {"unit": "example", "noise_multiplier": 0.5, "rate": 0.3}}
 PUBLIC = "public.csv"
 OWN = {
     "alignment": {"alignment": {"public_text": PUBLIC, "attention": "entropy", "features": 16, "project": 8}},

@@ -577,6 +577,7 @@ BAD_METHODS = {
     "controls of clipped steps": (lambda: written(**CONTROLS, local__max_grad_norm="1.0"), "plain SGD"),
     "warm for ever": (lambda: written(**CONTROLS, scaffold__warm="5"), "fewer first rounds"),
     "a target that is no silo": (lambda: written(**METHOD, **NAMED, alignment__target='"west"'), "the name of a silo"),
+    "a target in a secret sum": (lambda: secured(**METHOD, alignment__target='"north"'), "no target in secure sums"),
     "nobody with labels": (
         lambda: written(**NAMED, data__label='"l"', data__unlabelled='["north", "south"]'), "a silo with labels"
     ),

@@ -135,6 +135,7 @@ GOOD = {
     "evaluation.max_windows": counts,
     "disclosure.loss": st.booleans(),
     "disclosure.holdings": st.booleans(),
+    "disclosure.attention": st.booleans(),
     "performance.threads": counts,
     "performance.precision": st.sampled_from(["auto", "fp32", "bf16"]),
     "performance.cohort_batch": st.just("auto") | counts,
@@ -259,10 +260,13 @@ def learned(values: dict[str, object]) -> list[str]:
     gone += [] if values.get("alignment.base") == 1 and "alignment.base" not in gone else ["alignment.largest"]
     gone += ["alignment.rows"] if unit in ("example", "author") else ["alignment.noise_ratio", "alignment.rate"]
     gone += [] if unit == "silo" else ["alignment.scale"]
+    gone += [] if attentive and name == "alignment" and unit != "silo" else ["disclosure.attention"]
     gone += ["local.max_grad_norm"] if name == "scaffold" else []
     gone += ["privacy.bands"] if name == "alignment" and unit in ("example", "author") else []
     named = "silos.names" in values or values["silos.by"] == "domain" and "data.keep" in values
     gone += ["data.unlabelled", "alignment.target"] if named else []
+    secret = values.get("secure.sums", "open") != "open" or values.get("privacy.placement") == "shared"
+    gone += ["alignment.target"] if secret else []
     drawn = values["silos.by"] in ("dirichlet", "quantity", "iid")
     return gone + (["silos.members"] if drawn or "silos.names" not in values or "data.keep" in values else [])
 

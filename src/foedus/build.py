@@ -87,7 +87,7 @@ class Workplace:
         secure = self.sums if rules.stages.hides else None
         handler = Handler(
             self.bench, replace(rules.algorithm, local=plan), rules.stages, self.base.digest,
-            frozenset(name for name in ("loss", "holdings") if getattr(self.treaty.disclosure, name)),
+            methods.disclosed(self.treaty),
             self.treaty.evaluation.max_windows, custody,
             self.measures if secure else Chain(), secure.membership if secure else None,
         )  # fmt: skip

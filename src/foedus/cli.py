@@ -69,12 +69,12 @@ def check(
     from .estimate import estimate
 
     place = _built(resolved)
-    cost, guarantee = estimate(place), _guarantee(place)
+    cost, guarantee, scrubbed = estimate(place), _guarantee(place), _scrubbed(place)
     if as_json:
         print_json({
             "treaty": resolved.tables(), "digest": resolved.digest(), "leaves": describe(resolved, cost.parameters),
             "combinations": verdicts, "estimate": vars(cost), "statement": statement(resolved, guarantee),
-            "privacy": guarantee,
+            "privacy": guarantee, "scrubbed": scrubbed,
         })  # fmt: skip
         return
     out.print(resolved.resolved(), markup=False)
@@ -82,6 +82,10 @@ def check(
     out.print("[bold]What leaves a silo[/]")
     for line in describe(resolved, cost.parameters):
         out.print(f"  • {line}", markup=False)
+    if scrubbed:
+        out.print("\n[bold]What was scrubbed[/]")
+    for silo, found in scrubbed.items():
+        out.print(f"  • {silo}: {', '.join(f'{count:,} {kind}' for kind, count in found.items())}", markup=False)
     out.print("\n[bold]What it costs[/]")
     for line in _costs(cost, resolved.algorithm.rounds):
         out.print(f"  • {line}", markup=False)
@@ -248,6 +252,13 @@ def _guarantee(place: Any) -> dict[str, Any] | None:
     from .privacy.plan import facts
 
     return facts(place.privacy) if place.privacy else None
+
+
+def _scrubbed(place: Any) -> dict[str, dict[str, int]]:
+    """Silo → kind of mark → how many its texts were given, and how many texts had nothing left ("dropped")."""
+    from .data import holdings
+
+    return {silo: held["scrubbed"] for silo, held in holdings(place.splits).items() if "scrubbed" in held}
 
 
 def _carry_out(folder: Any, place: Any, engine: Where | None, round: int | None, as_json: bool) -> None:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from . import gather, loop, report, wire
+import numpy as np
+
+from . import gather, loop, methods, report, wire
 from .assets import CATALOG
+from .attention import effective, shares
 from .build import Workplace, adapter, federation
 from .data import holdings
 from .engines import Engine
@@ -27,6 +30,7 @@ from .gather import EncryptedSums, Masked
 from .governance import Accounted, Journal, KeptMechanism, Ledger, Openings, RunFolder, SiloCustody, Tray
 from .governance.machine import hardware, versions
 from .lm.adapters import save_adapter
+from .lm.heads import is_head
 from .loop import Federation
 from .privacy.plan import facts
 from .server import Full, Sgd
@@ -259,6 +263,8 @@ def _evaluate(s: Session, phase: str, state: State, split: str, only: Sequence[s
     silos = tuple(name for name in only or s.place.silos if len(s.place.silos[name].splits[split]))
     if done or not silos:
         return
+    if _summed(s, phase):
+        silos = tuple(s.place.silos)  # zeros from whoever holds none: who that is, and how many, no sum tells
     began = time.perf_counter()
     task = Task(state.round, s.place.base.digest, state.params, silos, s.treaty.seed)
     by_silo, receipts = _measured(s, phase, task, split)
@@ -273,15 +279,20 @@ def _evaluate(s: Session, phase: str, state: State, split: str, only: Sequence[s
     yield Event("evaluation", phase, state.round, s.place.federation.rounds, row)
 
 
+def _summed(s: Session, phase: str) -> bool:
+    """Whether evaluation sums are seen of all silos together only."""
+    return phase in (BASE, FEDERATED) and s.rules.gather is not None
+
+
 def _measured(s: Session, phase: str, task: Task, split: str) -> tuple[dict[str, Tree], Sequence[Receipt]]:
     """The sums of each silo, or, where sums are secure, those of all silos together."""
-    federated = phase in (BASE, FEDERATED)
-    if federated and s.rules.gather is not None:
+    if _summed(s, phase):
+        assert s.rules.gather is not None
         total, receipts = s.rules.gather.gather(s.engine, "evaluate", task, split=split)
         sums = s.place.measures.decode(total, task).tensors
         held = {domain for (measure, domain), x in sums.items() if measure == "targets" and x[0] > 0}
         return {TOGETHER: {key: x for key, x in sums.items() if key[1] in held}}, receipts
-    engine = s.engine if federated else s.place.engine(rules=_open(s, s.place.plan))
+    engine = s.engine if phase in (BASE, FEDERATED) else s.place.engine(rules=_open(s, s.place.plan))
     answers = list(gather.ask(engine, "evaluate", task, split=split))
     return {r.silo: wire.unpack(r.payload)[0] for r in answers if not r.receipt.failure}, [r.receipt for r in answers]
 
@@ -339,12 +350,25 @@ def _round_row(s: Session, phase: Phase, state: State, release: Release, seconds
         "kind": "round", "phase": phase.name, "round": state.round,
         "loss": float(losses[0] / targets[0]) if losses is not None and targets[0] else None,
         **_scaled(release),
-        "reported": {name: float(x[0]) for (part, name), x in state.extra.items() if part == "report"},
+        **_reports(state, came),
         "silos": {r.silo: {**r.disclosed, "bytes_up": r.bytes_up, "bytes_down": r.bytes_down, "seconds": r.seconds}
                   for r in came},
         "failures": {r.silo: r.failure for r in release.receipts if r.failure},
         "seconds": {"train": train, "federation": max(0.0, seconds - train), "checkpoint": kept},
     }  # fmt: skip
+
+
+def _reports(state: State, came: Sequence[Receipt]) -> dict[str, dict[str, float]]:
+    """What the algorithm reports of a round; where silos say what they weigh, each one's share of the mean, α, and how
+    many silos with equal shares would be as even.
+    """
+    found = {"reported": {name: float(x[0]) for (part, name), x in state.extra.items() if part == "report"}}
+    weights = {r.silo: r.disclosed["attention"] for r in came if "attention" in r.disclosed}
+    if not weights:
+        return found
+    alpha = shares(np.array(list(weights.values())))
+    found["reported"]["effective silos"] = effective(alpha)
+    return {**found, "shares": dict(zip(weights, alpha.tolist(), strict=True))}
 
 
 def _scaled(release: Release) -> dict[str, int]:
@@ -377,7 +401,8 @@ def summarise(s: Session, sha256: str) -> dict[str, Any]:
         "privacy": privacy(treaty, facts(place.privacy) if place.privacy else None),
         "evaluation": _evaluation(s, rows),
         "algorithm": {"name": treaty.algorithm.name, "server_optimizer": treaty.server.optimizer,
-                      "local_steps": treaty.local.steps, "local_epochs": treaty.local.epochs},
+                      "local_steps": treaty.local.steps, "local_epochs": treaty.local.epochs,
+                      **methods.caveat(treaty), **_reported(rounds)},
         "adapter": {"sha256": sha256, "kind": treaty.adapter.kind,
                     "rank": treaty.adapter.rank if treaty.adapter.kind == "lora" else None,
                     "parameters": sum(x.size for x in place.bench.start().values())},
@@ -387,8 +412,20 @@ def summarise(s: Session, sha256: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _reported(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the algorithm reports of each round ("reported") and, where silos say what they weigh, each one's share of
+    the mean ("shares"): name → a number a round, None for a round without.
+    """
+    found = {}
+    for kind in ("reported", "shares"):
+        rows = [row.get(kind) or {} for row in rounds]
+        names = sorted({name for row in rows for name in row})
+        found |= {kind: {name: [row.get(name) for row in rows] for name in names}} if names else {}
+    return found
+
+
 def _model(place: Workplace) -> dict[str, Any]:
-    base = [p.numel() for name, p in place.base.model.named_parameters() if "lora_" not in name]
+    base = [p.numel() for name, p in place.base.model.named_parameters() if "lora_" not in name and not is_head(name)]
     facts = {"name": place.base.name, "digest": place.base.digest, "parameters": sum(base)}
     known = CATALOG.get(place.base.name)
     return {**facts, "hub": known.hub, "licence": known.licence.split()[0].lower()} if known else facts

@@ -21,7 +21,7 @@ def datasets() -> list[Row]:
 def algorithms() -> list[Row]:
     from .algorithms import ALGORITHMS
 
-    return [{"name": name, "about": _headline(inspect.getmodule(cls))} for name, cls in ALGORITHMS.items()]
+    return [{"name": name, "about": about} for name, about in ALGORITHMS.items()]
 
 
 def optimizers() -> list[Row]:

@@ -85,7 +85,7 @@ def goal(treaty: Treaty, base: Base) -> Goal:
     if t.weight:
         terms.append(Topic(t.weight, t.smoothing, t.pseudo_labels))
     if t.denoise:
-        terms.append(Denoise(t.denoise, t.denoise_rate, len(base.tokenizer)))
+        terms.append(Denoise(t.denoise, t.denoise_rate, base.kept or len(base.tokenizer)))  # never anybody's place
     return Goal(terms=tuple(terms))
 
 
@@ -98,6 +98,19 @@ def surveys(treaty: Treaty) -> dict[str, Any]:
         "surveys": survey_rounds(treaty.algorithm.rounds, a.every), "survey_parts": survey_parts(a.attention),
         "survey_rate": a.rate or treaty.privacy.rate, "survey_ratio": a.noise_ratio,
     }  # fmt: skip
+
+
+def disclosed(treaty: Treaty) -> frozenset[str]:
+    """The facts that silos let out under their own names; what they weigh, where that follows from their text."""
+    attentive = treaty.alignment.attention != "none"
+    asked = (name for name in ("loss", "holdings", "attention") if getattr(treaty.disclosure, name))
+    return frozenset(name for name in asked if name != "attention" or attentive)
+
+
+def caveat(treaty: Treaty) -> dict[str, str]:
+    """What a reader of the guarantee must know of the algorithm, as "caveat"; {} where there is nothing to know."""
+    own = treaty.algorithm.name == "knn-adapter" and treaty.knn.answers == "own" and treaty.privacy.unit != "none"
+    return {"caveat": KnnAdapter.caveat} if own else {}
 
 
 def ordinary(treaty: Treaty, plan: LocalPlan) -> Algorithm:
@@ -188,7 +201,9 @@ _ALGORITHMS: Mapping[str, Callable[[Treaty, LocalPlan, Site], Algorithm]] = {
     "scaffold": _scaffold,
     "alignment": _alignment,
     "reversal": lambda treaty, plan, site: Dann(plan, site.silos, weight=treaty.reversal.weight),
-    "udalm": lambda treaty, plan, site: Udalm(plan, mix=treaty.udalm.mix, pretrain=treaty.udalm.pretrain),
+    "udalm": lambda treaty, plan, site: Udalm(
+        plan, mix=treaty.udalm.mix, pretrain=treaty.udalm.pretrain, unlabelled=treaty.data.unlabelled
+    ),
     "knn-adapter": _knn,
     "fedlap": _fedlap,
     "alone": lambda treaty, plan, site: Alone(plan),

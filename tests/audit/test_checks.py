@@ -288,9 +288,16 @@ def clip_of_the_sum_of_a_survey(monkeypatch) -> None:
     monkeypatch.setattr(surveys, "_clipped", lambda x: right(x.sum(0, keepdims=True)))
 
 
-def centred_by_the_batch(monkeypatch) -> None:
-    right = surveys._numbers
-    monkeypatch.setattr(surveys, "_numbers", lambda *a: (x := right(*a)) - x.mean(0))
+def beside_the_row_before(monkeypatch) -> None:
+    right, before = surveys._numbers, {}
+
+    def numbers(part, *a):
+        x = right(part, *a)
+        key = part, x.shape[1]
+        last, before[key] = before.get(key, x), x
+        return x - last
+
+    monkeypatch.setattr(surveys, "_numbers", numbers)
 
 
 def fixed_survey(monkeypatch) -> None:
@@ -309,7 +316,7 @@ SURVEY_BUGS = {
     "the same noise in every part": (same_in_every_part, "no two parts share noise"),
     "clip left out": (unclipped, "no unit adds more than the bound"),
     "clip of the sum": (clip_of_the_sum_of_a_survey, "what a unit adds does not depend on the others"),
-    "a statistic of the whole batch": (centred_by_the_batch, "what a unit adds does not depend on the others"),
+    "a statistic that remembers other rows": (beside_the_row_before, "what a unit adds does not depend on the others"),
     "a fixed number of units": (fixed_survey, "batch sizes vary as with independent coins"),
 }
 

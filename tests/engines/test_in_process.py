@@ -89,6 +89,12 @@ def test_evaluation_gives_sums_by_domain(place):
         assert tensors["targets", report.silo][0] == place.silos[report.silo].splits["validation"].tokens
 
 
+def test_no_sums_are_given_of_text_that_was_trained_on(place):
+    for split in ("train", ""):
+        for report in ask(place, "evaluate", split):
+            assert "held-out split" in report.receipt.failure and not report.payload
+
+
 def test_silos_that_keep_their_optimizers_train_together_only_when_in_step(place):
     """A silo that missed a round has taken fewer steps, and AdamW corrects its moments by their number."""
     from dataclasses import replace

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foedus.evaluation.shift import discrepancy, divergence, spread, unigrams, vocabulary
-from foedus.kernels import bandwidths, mmd_unbiased
+from foedus.evaluation.shift import _own_scale, discrepancy, divergence, spread, unigrams, vocabulary
+from foedus.kernels import bandwidths, mmd_unbiased, relabelled
 
 
 def features(*shifts: float, n: int = 40) -> dict[str, np.ndarray]:
@@ -38,6 +38,15 @@ def test_a_shift_is_told_from_chance_and_chance_from_a_shift():
     assert alike["pairs"]["p"] > 0.05 and abs(alike["pairs"]["null"]["mean"]) < 2 * alike["pairs"]["null"]["sd"]
 
 
+def test_chance_is_what_the_same_means_come_to_when_texts_are_dealt_anew():
+    held = features(0.0, 0.5, 2.0)
+    out, (_, null) = found(held, ("s2",)), relabelled([*held.values()], (0.5, 1.0), 99, np.random.default_rng(0))
+    for name, (i, j) in {"pairs": ([0, 0, 1], [1, 2, 2]), "target": ([0, 1], [2, 2])}.items():
+        dealt = null[:, i, j].mean(1)
+        expected = {"mean": dealt.mean(), "sd": dealt.std(), "q95": np.quantile(dealt, 0.95)}
+        assert out[name]["null"] == pytest.approx(expected)
+
+
 def test_without_a_target_or_without_sources_there_is_no_distance_to_it():
     assert found(features(0.0, 1.0))["target"] is None
     assert found(features(0.0, 1.0), ("s0", "s1"))["target"] is None
@@ -55,6 +64,12 @@ def test_a_collapse_lowers_the_distance_but_is_seen_in_what_stands_beside_it():
     assert thin["effective_rank"] == pytest.approx(1.0) and whole["effective_rank"] > 4
     dead = spread({name: np.ones_like(x) for name, x in held.items()})
     assert dead == {"variance": 0.0, "effective_rank": 1.0, "own_scale": None}
+
+
+def test_the_own_scale_of_many_rows_is_taken_from_rows_of_all_silos():
+    groups = [np.ones((40, 6)), *features(0.0, 1.0).values()]
+    few, all_of_them = (_own_scale(groups, np.concatenate(groups), most) for most in (30, 2000))
+    assert few == pytest.approx(all_of_them, rel=0.2)
 
 
 def test_the_variance_is_the_mean_squared_distance_to_the_mean():

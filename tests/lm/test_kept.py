@@ -99,6 +99,27 @@ def test_a_row_is_computed_when_it_is_first_read_and_found_by_later_runs(tmp_pat
         bench.objective.collate(second, [1], 0)
 
 
+def test_a_row_whose_states_were_not_written_is_not_taken_for_filled(tmp_path, monkeypatch):
+    bench, encoded = prepared(tmp_path)
+    states, place = bench.objective.states, int(encoded.places[0][0])
+    with monkeypatch.context() as broken:
+        broken.setattr(room.States, "_states", None)
+        with pytest.raises(TypeError):
+            bench.objective.collate(encoded, [0], 0)
+    assert not states.filled[place]
+    bench.objective.collate(encoded, [0], 0)
+    assert states.filled[place] and states.table[place].any()
+
+
+def test_not_even_rounding_depends_on_the_company_a_row_is_read_in(tmp_path):
+    alone, together = prepared(tmp_path / "alone"), prepared(tmp_path / "together")
+    for rows, (bench, encoded) in ((([0], [1], [2]), alone), (([2, 1, 0],), together)):
+        for some in rows:
+            bench.objective.collate(encoded, some, 0)
+    (a, x), (b, y) = ((bench.objective.states.table, encoded) for bench, encoded in (alone, together))
+    assert all(torch.equal(a[x.places[row]], b[y.places[row]]) for row in range(3))
+
+
 def test_rows_of_the_same_tokens_share_a_place_and_others_do_not(tmp_path):
     bench, encoded = prepared(tmp_path)
     again = bench.objective.encode(

@@ -262,6 +262,13 @@ def test_denoise_changes_about_its_rate_of_the_ids_and_never_padding(bench, para
     assert torch.equal(losses, bench.see(params, batch | {"input_ids": read[0]}).nll())
 
 
+def test_what_denoise_puts_in_place_of_a_place_does_not_depend_on_where_it_was():
+    term, row = Denoise(1.0, 0.3, 50), np.arange(40)
+    here, there = (term._noisy(row + at, 7) for at in (1000, 4321))
+    hit = here < 50
+    assert hit.any() and np.array_equal(here[hit], there[hit]) and np.array_equal(there[~hit], (row + 4321)[~hit])
+
+
 def test_denoise_draws_for_a_row_from_its_number_alone(bench):
     ids, term = torch.randint(5, 200, (4, 30)), Denoise(1.0, 0.3, WORDS)
     whole = term._others(ids, torch.tensor([7, 8, 9, 7]))

@@ -11,8 +11,10 @@ import pytest
 
 from foedus import loop, tree
 from foedus.algorithms import FedAvg
+from foedus.algorithms import alignment as module
 from foedus.algorithms.alignment import OWN, Alignment, survey_parts, survey_rounds
 from foedus.attention import Attention, effective
+from foedus.build import build
 from foedus.engines import InProcess
 from foedus.errors import GuaranteeError
 from foedus.kernels import fourier_map
@@ -21,15 +23,17 @@ from foedus.lm.bench import Bench
 from foedus.lm.heads import attach_head, width
 from foedus.lm.load import load_base
 from foedus.lm.objectives import make_objective
-from foedus.lm.terms import Goal, Topic
+from foedus.lm.terms import Goal, MeanPull, Pull, Topic
 from foedus.loop import Federation
 from foedus.privacy import Unprotected
 from foedus.privacy.noise import SimulatedSource
 from foedus.privacy.plan import PrivacyPlan, Terms, make_plan
 from foedus.server import Full, Sgd, WeightedMean
 from foedus.silo import Handler, LocalPlan, Silo, Units
+from foedus.silo.survey import Surveyed
 from foedus.stages import Weigh, chain
-from foedus.types import Release, State, Task
+from foedus.treaty import from_dict
+from foedus.types import Params, Release, State, Task, Update
 
 from ..conftest import WORDS, sentences
 
@@ -79,13 +83,25 @@ def last(*args, **more) -> tuple[State, Release, InProcess]:
     return list(run(*args, **more))[-1]
 
 
+@pytest.fixture(scope="module")
+def first(bench, silos, maps) -> tuple[State, dict[str, Params]]:
+    """The state after one round, and what each silo then keeps."""
+    state, _, engine = next(run(align(maps), bench, silos))
+    return state, {name: tree.part(memory, OWN) for name, memory in engine.memory.items()}
+
+
+def second(silos, state: State) -> Task:
+    """The task of the round after `first`."""
+    return Task(1, "m", state.params, tuple(silos), 5, extra=state.extra)
+
+
 def test_without_pull_and_with_gamma_0_it_is_fedavg(bench, silos, maps):
     weighed = align(maps, weight=0.0, attention=Attention(0.0, 1.0, most=1000))
     ours, theirs = last(weighed, bench, silos)[0], last(FedAvg(PLAN), bench, silos, by="examples")[0]
     for name, x in theirs.params.items():
         np.testing.assert_allclose(ours.params[name], x, atol=1e-6)
     uniform = align(maps, weight=0.0), FedAvg(PLAN)
-    ours, theirs = (last(algorithm, bench, silos)[0] for algorithm in uniform)
+    ours, theirs = (next(run(algorithm, bench, silos))[0] for algorithm in uniform)
     assert all(np.abs(ours.params[name] - x).max() < 1e-6 for name, x in theirs.params.items())
 
 
@@ -107,26 +123,54 @@ def test_one_full_step_without_noise_is_a_pooled_gradient_step(bench, silos, map
         np.testing.assert_allclose(x, params[name] - total[name], atol=1e-6)
 
 
-def test_the_release_is_the_mean_embedding_and_each_silo_pulls_away_from_its_own(bench, silos, maps):
-    algorithm = align(maps)
-    state, _, engine = next(run(algorithm, bench, silos))
-    own = {name: tree.part(memory, OWN)["embedding"] for name, memory in engine.memory.items()}
+def test_the_release_is_the_mean_embedding_and_each_silo_pulls_away_from_its_own(bench, silos, maps, first):
+    state, kept = first
+    own = {name: x["embedding"] for name, x in kept.items()}
     for name, silo in silos.items():
         seen = bench.see(bench.start(), bench.objective.collate(silo.splits["train"], range(silo.examples), 0))
         np.testing.assert_allclose(own[name], maps[-1](seen.features().numpy()).mean(0), atol=1e-5)
     np.testing.assert_allclose(state.extra["embedding", "mean"], np.mean(list(own.values()), 0), atol=1e-7)
-    task = Task(1, "m", state.params, tuple(silos), 5, extra=state.extra)
     for name, silo in silos.items():
         others = np.mean([x for other, x in own.items() if other != name], 0)
-        away = algorithm._away(task, silo, {"embedding": own[name]})
+        away = align(maps)._away(second(silos, state), silo, {"embedding": own[name]})
         np.testing.assert_allclose(away, own[name] - others, atol=1e-7)
 
 
-def test_the_reported_shift_is_the_mean_mmd_of_two_silos(bench, silos, maps):
-    state, _, engine = next(run(align(maps), bench, silos))
-    own = [tree.part(memory, OWN)["embedding"] for memory in engine.memory.values()]
+def test_the_reported_shift_is_the_mean_mmd_of_two_silos(first):
+    state, kept = first
+    own = [x["embedding"] for x in kept.values()]
     pairs = [np.sum((a - b) ** 2) for i, a in enumerate(own) for b in own[:i]]
     assert state.extra["report", "shift"][0] == pytest.approx(np.mean(pairs), rel=1e-5)
+
+
+def test_noise_in_the_embeddings_does_not_move_the_reported_shift_on_average(maps):
+    random, stds = np.random.default_rng(0), np.array([0.05, 0.1, 0.2])
+    means = random.normal(0, 0.1, (3, 20))
+    pairs = [np.sum((a - b) ** 2) for i, a in enumerate(means) for b in means[:i]]
+    found = []
+    for _ in range(2000):
+        own = means + stds[:, None] * random.standard_normal(means.shape)
+        sums = {"mean": own.mean(0), "square": np.array([(own**2).sum(1).mean()]), "count": np.ones(1)}
+        sums["noise"] = np.array([20 * np.mean(stds**2)])
+        found.append(align(maps)._released({}, sums)["report", "shift"][0])
+    assert np.mean(found) == pytest.approx(np.mean(pairs), abs=5 * np.std(found) / np.sqrt(2000))
+    assert np.mean(pairs) > 10 * np.std(found) / np.sqrt(2000)
+
+
+def test_a_private_pull_has_the_gradient_of_the_exact_one_where_it_was_measured(bench, silos, maps, first):
+    state, kept = first
+    paid = replace(PLAN, privacy=private().steps_at_silos(list(bench.start())))
+    name, silo = next(iter(silos.items()))
+    gradients = []
+    for plan, kind in ((PLAN, MeanPull), (paid, Pull)):
+        terms = align(maps, plan, weight=0.7)._pull(second(silos, state), silo, kept[name])
+        assert [type(term) for term in terms] == [kind]
+        leaves = bench.leaves([bench.start()])
+        batch = bench.objective.collate(silo.splits["train"], range(silo.examples), 0)
+        bench.totals(leaves, [batch], [Goal(0.0, tuple(terms))])[0].sum().backward()
+        gradients.append(np.concatenate([x.grad.numpy().ravel() for x in leaves.values() if x.grad is not None]))
+    assert np.abs(gradients[0]).max() > 1e-4
+    np.testing.assert_allclose(gradients[1], gradients[0], atol=1e-3 * np.abs(gradients[0]).max())
 
 
 def test_alignment_draws_the_silos_together(bench, silos, maps):
@@ -139,14 +183,61 @@ def test_alignment_draws_the_silos_together(bench, silos, maps):
     assert shifts[0][0] == shifts[0][-1] == shifts[2][0]  # nothing but the pull moves anything here
 
 
+# ---- what a silo keeps of its surveys ----
+
+
+def told(monkeypatch, *found: Surveyed) -> list[dict]:
+    """Surveys that find this, one after another, and what each was asked for."""
+    asked: list[dict] = []
+    answers = iter(found)
+    monkeypatch.setattr(module, "survey", lambda *_, **how: asked.append(how) or next(answers))
+    return asked
+
+
+def surveyed(mean: float, std: float, units: float = 4.0) -> Surveyed:
+    sums = {"embedding": np.full(20, mean * units), "count": np.array([units])}
+    return Surveyed(sums, {"embedding": std * units, "count": std})
+
+
+def test_a_running_mean_of_embeddings_has_the_variance_of_one(monkeypatch, silos, maps):
+    told(monkeypatch, surveyed(0.5, 0.2), surveyed(0.1, 0.3))
+    algorithm, silo, own = align(maps, momentum=0.75, rate=0.5), silos["law"], {}
+    for round, (mean, variance) in enumerate(((0.5, 0.04), (0.75 * 0.5 + 0.25 * 0.1, 0.5625 * 0.04 + 0.0625 * 0.09))):
+        own = algorithm._surveyed(None, Task(round, "m", {}, (), 0), silo, tree.as_part(OWN, own))
+        np.testing.assert_allclose(own["embedding"], mean)
+        assert own["variance"][0] == pytest.approx(variance) and own["round"][0] == round
+        assert own["examples"][0] == 8.0  # as many as were in it, over the rate
+
+
+def test_a_survey_that_found_nobody_changes_nothing_and_sends_zeros(monkeypatch, silos, maps):
+    told(monkeypatch, surveyed(0.5, 0.2, units=4.0), surveyed(9.0, 9.0, units=0.3))
+    algorithm, silo = align(maps, target="law"), silos["law"]
+    own = algorithm._surveyed(None, Task(0, "m", {}, (), 0), silo, {})
+    after = algorithm._surveyed(None, Task(1, "m", {}, (), 0), silo, tree.as_part(OWN, own))
+    assert {key: x.tolist() for key, x in after.items()} == {key: x.tolist() for key, x in own.items()}
+    sent = algorithm._embedded(Task(1, "m", {}, (), 0), silo, after)
+    assert all(not x.any() for x in sent.values())
+    assert all(x.any() for x in algorithm._embedded(Task(0, "m", {}, (), 0), silo, own).values())
+
+
+def test_text_is_surveyed_in_the_agreed_rounds_and_no_more_of_it_than_agreed(monkeypatch, silos, maps):
+    asked = told(monkeypatch, surveyed(0.5, 0.0), surveyed(0.4, 0.0))
+    algorithm, silo, own, sent = align(maps, every=3, rows=5), silos["law"], {}, []
+    for round in range(6):
+        task = Task(round, "m", {}, (), 0)
+        own = algorithm._surveyed(None, task, silo, tree.as_part(OWN, own))
+        weighed = {**own, "weight": np.ones(1)}
+        sent.append(("embedding", "mean") in algorithm._update(task, silo, Update({}, 1.0, "law"), weighed).tensors)
+    assert asked == [{"limit": 5}] * 2 and sent == [True, False, False] * 2
+
+
 def test_silos_that_align_to_a_target_leave_it_where_it_is(bench, silos, maps):
     target = next(iter(silos))
     state, _, engine = next(run(align(maps, target=target), bench, silos))
     own = {name: tree.part(memory, OWN)["embedding"] for name, memory in engine.memory.items()}
     np.testing.assert_allclose(state.extra["target", "mean"], own[target], atol=1e-7)
-    task = Task(1, "m", state.params, tuple(silos), 5, extra=state.extra)
     for name, silo in silos.items():
-        away = align(maps, target=target)._away(task, silo, {"embedding": own[name]})
+        away = align(maps, target=target)._away(second(silos, state), silo, {"embedding": own[name]})
         expected = own[name] - own[target] if name != target else 1.5 * (own[name] - np.mean(list(own.values()), 0))
         np.testing.assert_allclose(away, expected, atol=1e-6)
 
@@ -165,6 +256,20 @@ def test_silos_weigh_by_attention_and_the_effective_number_is_told(phi, bench, s
     weights = Attention(5.0, 0.0).weight(1, np.array(found))
     assert state.extra["report", "effective silos"][0] == pytest.approx(effective(weights))
     assert state.extra["attention", "mean"][0] == pytest.approx(weights.mean())
+
+
+def test_a_noised_sum_of_weights_divides_by_no_less_than_it_can_be(maps):
+    algorithm = align(maps, attention=Attention(2.0, 0.0), phi="entropy", scale=0.5)
+    for noised, divisor in ((0.2, 0.4), (0.01, np.exp(-2.0)), (-0.3, np.exp(-2.0))):
+        mean = {("delta", "w"): np.ones(2), ("attention", "weight"): np.array([noised])}
+        np.testing.assert_allclose(algorithm.direction(mean)["w"], 1 / divisor)
+
+
+def test_the_scale_of_what_stands_beside_the_delta_changes_no_result(bench, silos, maps, first):
+    state, _, _ = next(run(align(maps, scale=0.25), bench, silos))
+    assert state.extra.keys() == first[0].extra.keys()
+    for key, x in {**state.extra, **tree.as_part("delta", state.params)}.items():
+        np.testing.assert_allclose(x, {**first[0].extra, **tree.as_part("delta", first[0].params)}[key], atol=1e-6)
 
 
 def test_a_capped_silo_has_no_larger_share_once_weights_stand_still(bench, silos, maps):
@@ -202,6 +307,27 @@ def test_every_part_that_is_sent_is_one_that_was_declared(bench, silos, maps):
             assert sent.items() <= declared.items()
 
 
+def test_behind_masks_it_takes_the_rounds_that_it_takes_in_the_open(tmp_path):
+    words = [word for domain in WORDS.values() for word in domain]
+    (tmp_path / "public.csv").write_text("text\n" + "\n".join(f"the {a} and the {b}" for a in words for b in words[:2]))
+    rows = {domain: [{"text": text} for text in sentences(domain, 12)] for domain in WORDS}
+    found = []
+    for sums in ("open", "masked"):
+        treaty = from_dict({
+            "treaty": {"name": "x"}, "model": {"base": "tiny:llama", "max_length": 16}, "data": {"source": "memory"},
+            "algorithm": {"name": "alignment", "rounds": 2},
+            "local": {"steps": 1, "batch": 4, "optimizer": "sgd"},
+            "alignment": {"public_text": "public.csv", "attention": "entropy", "gamma": 3.0, "features": 16},
+            "secure": {"sums": sums}, "cohort": {"minimum": 3}, "server": {"weighting": "uniform"},
+        }, folder=tmp_path)  # fmt: skip
+        at = build(treaty, rows)
+        *_, (state, _) = loop.run(at.federation, at.engine(), loop.start(at.federation, at.bench.start()))
+        found.append({**state.extra, **tree.as_part("delta", state.params)})
+    assert found[0].keys() == found[1].keys() and ("embedding", "mean") in found[0]
+    for key, x in found[0].items():
+        np.testing.assert_allclose(found[1][key], x, atol=2e-6, err_msg=str(key))
+
+
 # ---- privacy ----
 
 
@@ -224,6 +350,19 @@ def test_private_silos_pull_by_what_they_released_and_weigh_by_it(bench, silos, 
     assert not np.allclose(
         tree.part(kept, OWN)["embedding"], tree.part(third.memory["law"], OWN)["embedding"], atol=1e-3
     )
+
+
+def test_a_private_silo_weighs_by_what_its_survey_released_and_not_by_what_it_has(bench, silos, maps):
+    paid = replace(PLAN, privacy=private().steps_at_silos(list(bench.start())))
+    weights = Attention(2.0, 1.0, most=40)
+    own = {"examples": np.array([20.0]), "phi": np.array([0.3])}
+    for plan, told in ((PLAN, False), (paid, True)):
+        algorithm = align(maps, plan, attention=weights, phi="entropy")
+        for silo in silos.values():
+            w = algorithm._weight(Task(0, "m", {}, (), 5), silo, own)
+            assert w == weights.weight(20.0 if told else silo.examples, 0.3)
+    alone = align(maps, paid, attention=weights, phi="entropy")
+    assert len({float(alone._weight(Task(0, "m", {}, (), 5), silo, {})[0]) for silo in silos.values()}) == 1
 
 
 def test_a_survey_that_the_plan_does_not_pay_for_is_refused(bench, silos, maps):

@@ -138,12 +138,20 @@ def test_a_limit_takes_always_the_same_rows_of_an_exact_survey():
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 100])
-def test_how_many_rows_go_through_at_once_changes_nothing_and_is_kept_to(most):
+def test_how_many_rows_go_through_an_exact_survey_at_once_changes_nothing_and_is_kept_to(most):
     x, silo = np.random.default_rng(1).standard_normal((20, 4)), silo_of(3, 9, 1, 7)
     bench = Rows([])
-    found = survey(bench, task_of(), silo, replace(quiet(rows=9), rows=most), told(a=x, b=x))
+    found = survey(bench, task_of(), silo, replace(PLAIN, rows=most), told(a=x, b=x))
     assert max(bench.sizes) <= most and sum(bench.sizes) == 20
-    np.testing.assert_allclose(flat(found), flat(survey(BENCH, task_of(), silo, quiet(rows=9), told(a=x, b=x))), 1e-12)
+    np.testing.assert_allclose(flat(found), flat(survey(BENCH, task_of(), silo, PLAIN, told(a=x, b=x))), 1e-12)
+
+
+def test_beside_noise_each_row_goes_through_the_model_by_itself_so_that_no_unit_bears_on_another():
+    bench, silo = Rows([]), silo_of(3, 9, 1, 7)
+    crowded = {"a": lambda seen: torch.full((len(seen.rows), 1), len(seen.rows) / 9)}
+    found = survey(bench, task_of(), silo, quiet(rows=9), crowded | told(b=np.ones((20, 1))))
+    assert set(bench.sizes) == {1} and len(bench.sizes) == 20
+    assert found.sums["a"] == pytest.approx([4 / 9], abs=1e-6)
 
 
 def test_a_unit_brings_at_most_so_many_rows_and_others_each_time():
@@ -186,7 +194,7 @@ def test_infinities_of_both_signs_in_one_unit_are_zero():
 
 @pytest.mark.parametrize("wrong", [
     lambda seen: torch.zeros(len(seen.rows)), lambda seen: torch.zeros(len(seen.rows) + 1, 2),
-    lambda seen: torch.zeros(1, 2), lambda seen: torch.zeros(()), lambda seen: torch.zeros(len(seen.rows), 2, 2),
+    lambda seen: torch.zeros(2, 2), lambda seen: torch.zeros(()), lambda seen: torch.zeros(len(seen.rows), 2, 2),
     lambda seen: torch.zeros(len(seen.rows), 2 + int(seen.rows.min())),
 ])  # fmt: skip
 def test_a_statistic_of_the_wrong_shape_is_refused_without_a_number_of_the_data(wrong):

@@ -124,7 +124,7 @@ def test_a_step_of_source_and_target_is_the_gradient_of_the_weighted_loss_on_bot
 
 
 def test_first_the_target_learns_its_language_and_the_others_send_zero_that_weighs_nothing(bench):
-    algorithm, whom = Udalm(PLAN, pretrain=2), silos(bench)
+    algorithm, whom = Udalm(PLAN, pretrain=2, unlabelled=("target",)), silos(bench)
     for round in (0, 1):
         answers = algorithm.train(bench, task(bench, round), whom, [{("step", "x"): np.ones(1)}, {}])
         (still, kept), (moved, _) = answers
@@ -133,6 +133,16 @@ def test_first_the_target_learns_its_language_and_the_others_send_zero_that_weig
         assert_equal(tree.part(moved.tensors, "delta"), plain)
     assert all(tree.norm(x) > 0 for x in deltas(algorithm, bench, whom, 2))
     assert not any(tree.norm(x) for x in deltas(algorithm, bench, whom[:1], 0))
+
+
+def test_no_label_of_a_silo_decides_whether_it_sends_zeros(bench):
+    source, target = silos(bench)
+    for algorithm in (Udalm(PLAN, pretrain=1), Udalm(PLAN, pretrain=1, unlabelled=("source", "target"))):
+        with_labels, without = (
+            deltas(algorithm, bench, [replace(source, splits={"train": text})])[0]
+            for text in (source.splits["train"], source.splits["train"].without_topics())
+        )
+        assert_equal(with_labels, without)
 
 
 def accuracy(bench: Bench, params, encoded) -> float:

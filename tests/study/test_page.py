@@ -93,22 +93,32 @@ def test_the_best_is_bold_only_where_it_is_significant(table, tmp_path):
     assert "first, −12.5\u00a0% against the best rival, FedProx; not significant (p < 0.001)." in md
 
 
-@pytest.mark.parametrize(
-    "edit,said",
-    [
-        (lambda f: f["cells"][0].update(status="failed", error="DataError: <gone>"), "1 of 9 runs failed"),
-        (lambda f: f["cells"][0].update(status="not done"), "1 of 9 runs are not done yet"),
-        (lambda f: f["table"].update(same_guarantee=False), "Not the same guarantee."),
-        (lambda f: f.update(split="test", test_reads=[{"study": "a", "when": "2030-01-01"}]),
-         "has read the test data once, on 2030-01-01"),
-        (lambda f: f.update(split="test", test_reads=[{"study": x, "when": "2030-01-01"} for x in "ab"]),
-         "the test data read 2 times"),
-        (lambda f: f.update(simulated_noise=True), "Simulated noise."),
-    ],
-)  # fmt: skip
-def test_what_a_reader_must_know_stands_first(table, tmp_path, edit, said):
+def broken(found) -> None:
+    found["cells"][0].update(status="failed", error="DataError: <gone>")
+    found["cells"][1].update(status="not done")
+    found["table"].update(same_guarantee=False)
+    found.update(split="test", test_reads=[{"study": "a", "when": "2030-01-01"}])
+
+
+def reread(found) -> None:
+    reads = [{"study": x, "when": "2030-01-01"} for x in "ab"]
+    found.update(split="test", test_reads=reads, simulated_noise=False)
+
+
+WARNINGS = {
+    "broken": ["1 of 9 runs failed", "1 of 9 runs are not done yet", "Not the same guarantee.",
+               "has read the test data once, on 2030-01-01", "Simulated noise."],
+    "reread": ["the test data read 2 times"],
+    "whole": ["the test data were not read", "Simulated noise."],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", [broken, reread, lambda found: None], ids=WARNINGS)
+def test_what_a_reader_must_know_stands_first_and_nothing_else(table, tmp_path, edit, request):
     html, md = change(table, tmp_path, edit)
-    assert said in Page(html).root.all("header")[0].text and said in md
+    first, said = Page(html).root.all("header")[0].text, WARNINGS[request.node.callspec.id]
+    for words in {words for some in WARNINGS.values() for words in some}:
+        assert (words in first) == (words in md) == (words in said), words
     assert Page(html).faults == [] and "<gone>" not in html
 
 
@@ -151,7 +161,12 @@ def test_results_that_are_not_there_are_told_in_three_parts(tmp_path):
         write_study(tmp_path)
 
 
-def test_without_a_terminal_progress_is_plain_lines(tmp_path):
+@pytest.fixture
+def no_pages(monkeypatch):
+    monkeypatch.setattr("foedus.report.write_study", lambda folder: None)
+
+
+def test_without_a_terminal_progress_is_plain_lines(tmp_path, no_pages):
     study = made(tmp_path, TABLE_ONLY)
     said = io.StringIO()
     runner = Stub(study, breaks=lambda cell: cell.name == "prox, seed 1")
@@ -164,15 +179,14 @@ def test_without_a_terminal_progress_is_plain_lines(tmp_path):
     assert re.fullmatch(r"9/9 cells, 0 running, 1 failed: plain, seed 3 done in .*", lines[-1])
 
 
-def test_on_a_terminal_progress_is_one_bar(tmp_path):
+def test_on_a_terminal_progress_is_one_bar(tmp_path, no_pages):
     study = made(tmp_path, TABLE_ONLY)
     said = io.StringIO()
     list(shown(study.run(Stub(study)), Console(file=said, force_terminal=True, width=120)))
     assert "9/9" in said.getvalue() and "new, seed 1 done in" in said.getvalue()
 
 
-def test_the_time_left_is_known_from_what_was_done_before(tmp_path, monkeypatch):
-    monkeypatch.setattr("foedus.report.write_study", lambda folder: None)
+def test_the_time_left_is_known_from_what_was_done_before(tmp_path, no_pages):
     study = made(tmp_path, TABLE_ONLY)
     steps = study.run(Stub(study))
     while next(steps).done < 4:

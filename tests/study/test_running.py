@@ -109,29 +109,53 @@ def test_a_torn_write_leaves_no_measures(study, monkeypatch):
 
 
 def launched(study: Conduct, monkeypatch, program: str) -> Launcher:
-    """A launcher whose processes run this program instead of `foedus.study.cell`; its last but one word is theirs."""
+    """A launcher whose processes run this program instead of `foedus.study.cell`, for every folder they are given."""
+    work = (
+        "import os, sys\nfor line in sys.stdin:\n folder = line.strip()\n log = open(folder + '/log', 'a')\n " + program
+    )
     start = subprocess.Popen
     monkeypatch.setattr(
-        subprocess, "Popen", lambda command, **how: start([sys.executable, "-c", program, *command[3:]], **how)
+        subprocess, "Popen", lambda command, **how: start([sys.executable, "-c", work, *command[3:]], **how)
     )
     return Launcher(settings(study.study), threads=1)
 
 
 def test_a_process_that_fails_is_told_by_the_last_line_of_its_log(study, monkeypatch):
-    launcher = launched(study, monkeypatch, "import sys; print('loading'); sys.exit('DataError: no such column')")
+    launcher = launched(
+        study, monkeypatch, "print('loading\\nDataError: no such column', file=log, flush=True); print(1, flush=True)"
+    )
     found = events(Conduct(study.study, study.plan, study.out, 1, study.chosen[:1], ""), launcher)
+    launcher.close()
     assert found[-1].kind == "failed" and "DataError: no such column" in found[-1].error
 
 
 def test_a_process_is_told_its_treaty_its_settings_and_its_threads(study, monkeypatch):
-    launcher = launched(study, monkeypatch, "import os, sys; print(sys.argv[1:], os.environ['OMP_NUM_THREADS'])")
+    program = "print(sys.argv[1:], os.environ['OMP_NUM_THREADS'], file=log, flush=True); print(0, flush=True)"
+    launcher = launched(study, monkeypatch, program)
     cell = study.chosen[0]
     place = place_of(study.out, cell)
     launcher(cell, place)
+    launcher.close()
     wanted = json.loads((place / "cell.json").read_text())
     assert wanted["treaty"] == cell.treaty.resolved() and wanted["settings"]["split"] == "validation"
     assert (place / wanted["origin"]).resolve() == cell.treaty.folder
-    assert (place / "log").read_text().split() == [f"['{place.resolve()}',", "'--threads',", "'1']", "1"]
+    assert (place / "log").read_text().split() == ["['--threads',", "'1']", "1"]
+
+
+def test_one_process_works_on_one_cell_after_another(study, monkeypatch):
+    launcher = launched(study, monkeypatch, "print(os.getpid(), file=log, flush=True); print(0, flush=True)")
+    for cell in study.chosen[:3]:
+        launcher(cell, place_of(study.out, cell))
+    launcher.close()
+    assert len({(place_of(study.out, cell) / "log").read_text() for cell in study.chosen[:3]}) == 1
+
+
+def test_a_process_that_dies_is_replaced(study, monkeypatch):
+    launcher = launched(study, monkeypatch, "os._exit(3)")
+    for _ in range(2):
+        with pytest.raises(Exception, match="exit code 3"):
+            launcher(study.chosen[0], place_of(study.out, study.chosen[0]))
+    launcher.close()
 
 
 def test_a_stopped_launcher_kills_and_starts_no_more(study, monkeypatch):
@@ -146,9 +170,9 @@ def test_a_stopped_launcher_kills_and_starts_no_more(study, monkeypatch):
 
 def test_a_process_ends_with_the_one_that_started_it():
     program = """
-import threading, time
-from foedus.study.cell import _leave_with_the_study
-threading.Thread(target=_leave_with_the_study).start()
+import queue, threading, time
+from foedus.study.cell import _listen
+threading.Thread(target=_listen, args=(queue.Queue(),)).start()
 print("up", flush=True)
 time.sleep(60)
 """

@@ -128,7 +128,7 @@ def _with_rows(silo: Silo, chosen: np.ndarray) -> Silo:
     rows = np.flatnonzero(chosen)
     if not len(rows):
         raise DataError(
-            "text to tune on beside the text in the store", f"{silo.examples} rows, all in the store",
+            "text to tune on beside the text in the store", "all of it in the store",
             "Give the silo more documents.", where=f"silo {silo.name!r}",
         )  # fmt: skip
     units = silo.units

@@ -29,12 +29,15 @@ class Udalm(Averaging):
 
     `mix`: λ in [0, 1]. 1 is topics alone, and 0 leaves the head as it is; the paper's is n / (n + m) for n labelled
     and m unlabelled texts of a step, 1/9. `pretrain`: so many first rounds of language modelling on text without
-    labels. `local.goal` has the topic head; its weight there counts for nothing. Which silos have labels is public.
+    labels. `local.goal` has the topic head; its weight there counts for nothing. `unlabelled`: the silos without
+    labels, as the treaty names them, for a silo's own labels decide nothing that shows: whether it sends noise or zeros
+    would tell of a single label.
     """
 
     local: LocalPlan
     mix: float = 1 / 9
     pretrain: int = 0
+    unlabelled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.mix <= 1 or self.pretrain < 0:
@@ -48,7 +51,7 @@ class Udalm(Averaging):
         early = task.round < self.pretrain
         plan = replace(self.local, goal=Goal() if early else self._goal)
         answers = {s.name: _stay(task, s, memory) for s, memory in zip(silos, memories, strict=True)}
-        moving = [i for i, silo in enumerate(silos) if not (early and _labelled(silo))]
+        moving = [i for i, silo in enumerate(silos) if not early or silo.name in self.unlabelled]
         if moving:
             results = train(bench, task, [silos[i] for i in moving], plan, [memories[i] for i in moving])
             for i, r in zip(moving, results, strict=True):
@@ -60,10 +63,6 @@ class Udalm(Averaging):
         """Whatever else the treaty's goal has stays."""
         terms = self.local.goal.terms
         return Goal(1 - self.mix, tuple(replace(t, weight=self.mix) if isinstance(t, Topic) else t for t in terms))
-
-
-def _labelled(silo: Silo) -> bool:
-    return bool((silo.splits["train"].topics >= 0).any())
 
 
 def _stay(task: Task, silo: Silo, memory: Tree) -> tuple[Update, Tree]:

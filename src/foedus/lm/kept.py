@@ -14,7 +14,7 @@ predict the next token.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,7 @@ from .objectives import Encoded, Objective, Ragged
 
 CAPACITY = 1 << 23
 """Tokens in a table. The file is sparse: room that is not used takes none on the disk."""
-BATCH = 1024
-"""Tokens that go through the frozen blocks at once."""
-LONE = 4096
+LONE = 512
 """The first places of a table are for the states of so many single tokens, for trials that know no text."""
 ENTRY = np.dtype([("key", "S16"), ("place", "<i8"), ("length", "<i8")])
 
@@ -62,7 +60,7 @@ class States:
     """
 
     def __init__(self, folder: Path, prefix: nn.Module, width: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # as private as the text
         self.folder, self.prefix = folder, prefix
         self.lone = min(LONE, prefix.get_input_embeddings().num_embeddings)
         states, filled = folder / "states.bf16", folder / "filled"
@@ -89,11 +87,12 @@ class States:
         return Ragged(places.astype(np.int32), rows.bounds)
 
     def fill(self, rows: Mapping[int, np.ndarray]) -> None:
-        """Computes what is not there yet. `rows`: place → tokens. Two processes that do it at once write the same."""
-        missing = {place: row for place, row in rows.items() if not self.filled[place]}
-        for batch in _batches(missing):
-            for place, x in zip(batch, self._states([missing[place] for place in batch]), strict=True):
-                self.table[place : place + len(x)] = x
+        """Computes what is not there yet. `rows`: place → tokens. Each row goes through the blocks by itself, so that
+        not even rounding depends on the company it is read in; two processes that do it at once write the same.
+        """
+        for place, row in rows.items():
+            if not self.filled[place]:
+                self.table[place : place + len(row)] = self._states(row)
                 self.filled[place] = 1
 
     def _index(self) -> dict[bytes, tuple[int, int]]:
@@ -120,13 +119,10 @@ class States:
         return dict(zip(missing, places, strict=True))
 
     @torch.no_grad()
-    def _states(self, rows: Sequence[np.ndarray]) -> list[Tensor]:
-        """What the frozen blocks make of rows of one length, or nearly."""
-        ids, mask = (torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long) for _ in range(2))
-        for i, row in enumerate(rows):
-            ids[i, : len(row)], mask[i, : len(row)] = torch.from_numpy(row.astype(np.int64)), 1
-        states = self.prefix(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return [x[: len(row)].to(torch.bfloat16) for x, row in zip(states, rows, strict=True)]
+    def _states(self, row: np.ndarray) -> Tensor:
+        """(tokens, width): what the frozen blocks make of one row."""
+        ids = torch.from_numpy(row.astype(np.int64))[None]
+        return self.prefix(input_ids=ids, use_cache=False).last_hidden_state[0].to(torch.bfloat16)
 
 
 def keep(base: Base, objective: Objective, folder: Path) -> Objective:
@@ -147,7 +143,7 @@ def keep(base: Base, objective: Objective, folder: Path) -> Objective:
     model.layers = _Tail(list(model.layers)[first:], first)
     model.embed_tokens = nn.Embedding.from_pretrained(states.table, freeze=True)
     model.embed_tokens.register_forward_hook(lambda module, ids, out: out.float())
-    base.kept = True
+    base.kept = states.lone
     return KeptObjective(**{f.name: getattr(objective, f.name) for f in fields(objective)}, states=states)
 
 
@@ -186,12 +182,3 @@ class _Tail(nn.ModuleList):
 
 def _key(row: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(row, "<i4").tobytes(), digest_size=16).digest()
-
-
-def _batches(missing: Mapping[int, np.ndarray]) -> Iterator[list[int]]:
-    """Places of rows of like length, about `BATCH` tokens together."""
-    places = sorted(missing, key=lambda place: -len(missing[place]))
-    while places:
-        size = max(1, BATCH // max(1, len(missing[places[0]])))
-        yield places[:size]
-        places = places[size:]

@@ -41,7 +41,7 @@ class Base:
     `model`: float32, eval mode, nothing requires a gradient. `name`: as the user gave it. `digest`: SHA-256 over
     configuration and weights, the same on every machine. `family`: the library's name of the architecture ("llama").
     `fresh`: modules that the weights did not contain, such as the head of a classifier; they must be trained. `kept`:
-    whether the model begins at kept states (`kept.py`), and so knows no ids of tokens.
+    where the model begins at kept states (`kept.py`), how many ids it knows; all others are places. 0 elsewhere.
     """
 
     model: torch.nn.Module
@@ -52,7 +52,7 @@ class Base:
     family: str
     labels: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
-    kept: bool = False
+    kept: int = 0
 
 
 def load_base(

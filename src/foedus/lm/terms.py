@@ -271,7 +271,8 @@ class Reversal:
 class Denoise:
     """Cross-entropy of the same targets when each input id is, with probability `rate`, another one of `size`.
 
-    Padding stays. Each row's draws come from its number in `batch["draws"]`, (b,), and from nothing else.
+    Padding stays. Each row's draws come from its number in `batch["draws"]`, (b,), and from nothing else. What is no
+    id, such as a place among kept states (`kept.py`), becomes one of 1 … size − 1, wherever it was.
     """
 
     weight: float
@@ -295,7 +296,7 @@ class Denoise:
     def _noisy(self, row: np.ndarray, draw: int) -> np.ndarray:
         random = generator(draw, "denoise")
         hit, steps = random.random(len(row)) < self.rate, random.integers(1, self.size, len(row))
-        return np.where(hit, (row + steps) % self.size, row)
+        return np.where(hit, np.where(row < self.size, (row + steps) % self.size, steps), row)
 
 
 def embedding(seen: Seen, maps: Mapping[int, FourierMap]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .compare import TITLES, Comparison, Row, compare_all, figure, signed_percent, verdict
 from .guarantee import guarantee_of, sections
-from .words import parameters_text, thousands
+from .words import ALGORITHMS, parameters_text, thousands
 
 PIPELINES = {
     "causal-lm": "text-generation",
@@ -128,7 +128,7 @@ def _how_trained(summary: Values, treaty: Values) -> str:
     rows = {
         "Base model": _base_name(summary, treaty),
         "Trained": adapter_text(adapter, model),
-        "Algorithm": algorithm.get("name"),
+        "Algorithm": ALGORITHMS.get(str(algorithm.get("name")), algorithm.get("name")),
         "Rounds": summary.get("rounds") or _section(treaty, "algorithm").get("rounds"),
         "In each round": ", ".join(
             word
@@ -192,6 +192,8 @@ def _privacy(summary: Values) -> str:
         return f"## Privacy\n\n{_inline(recorded.get('statement') or UNSTATED)}\n"
     said = [f"{head}: {text}" if head else text for head, text in sections(given.sentences)]
     lines = [f"**{_inline(given.short)}**{SIMULATED if given.simulated else '.'}", "", *_list(said)]
+    caveat = (summary.get("algorithm") or {}).get("caveat")
+    lines += ["", _inline(caveat)] if caveat else []
     if given.not_covered:
         lines += ["", "Not covered by the guarantee:", "", *_list(given.not_covered)]
     return "\n".join(["## Privacy", "", *lines, ""])

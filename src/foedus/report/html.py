@@ -23,10 +23,14 @@ from .compare import EXPLAINED, PHASES, TITLES, Comparison, compare_all, figure,
 from .folder import Record, Run, read_run, write_page
 from .guarantee import Guarantee, epsilon_text, guarantee_of, sections
 from .svg import picture
-from .words import bytes_text, parameters_text, seconds_text, thousands
+from .words import ALGORITHMS, bytes_text, parameters_text, seconds_text, thousands
 
 TEMPLATES = Path(__file__).parent / "templates"
-ALGORITHMS = {"fedavg": "FedAvg", "fedprox": "FedProx"}
+REPORTED = {
+    "effective silos": "how many silos with equal shares would be as even",
+    "shift": "the mean squared MMD of two silos under the global model, less what the noise adds to it",
+    "moved": "how far the server stepped",
+}
 TIME_PHASES = ("load", "train", "federation", "evaluate", "checkpoint", "local_only", "pooled")
 NOT_STATED = (
     "The privacy statement is written when a run ends, and this one has not. Until then, assume no guarantee: "
@@ -80,6 +84,7 @@ def _page(run: Run) -> dict[str, Any]:
         "domains_plot": _domains_plot(comparisons),
         "losses": _losses(run),
         "validation": _validation(run),
+        "method": _method(run),
         "holdings": _holdings(run),
         "traffic": _traffic(run),
         "times": _times(run),
@@ -146,6 +151,7 @@ def _privacy(run: Run) -> dict[str, Any]:
         "costs": _costs(run, given) if given.sentences and given.stated else None,
         "audit": _audit(run),
         "hidden": _hidden(run),
+        "caveat": (run.summary.get("algorithm") or {}).get("caveat", ""),
     }
 
 
@@ -273,6 +279,46 @@ def _ends(points: plots.Points | None) -> tuple[float, float] | None:
     return (points[1][0], points[1][-1]) if points and points[0] else None
 
 
+def _method(run: Run) -> dict[str, Any] | None:
+    """What the algorithm reports of its rounds, and each silo's share of the mean where silos say what they weigh."""
+    records = run.phase("federated")
+    reported, alpha = (_by_round(records, kind) for kind in ("reported", "shares"))
+    if not reported and not alpha:
+        return None
+    even = reported.get("effective silos")
+    said = f" As even as {even[1][-1]:.2f} silos with equal shares in the last round." if even else ""
+    alt = f"Shares of {len(alpha)} silos in the mean of each round.{said}"
+    drawn = picture("shares", alt, lambda narrow: plots.shares(alpha, narrow)) if alpha else None
+    tables = [("What it reports", reported, ".4g"), ("Shares of the silos", alpha, ".3f")]
+    return {
+        "plot": drawn,
+        "said": said,
+        "many": len(alpha) > plots.FEW,
+        "explained": [(name, REPORTED[name]) for name in reported if name in REPORTED],
+        "tables": [_round_table(title, series, form) for title, series, form in tables if series],
+    }
+
+
+def _by_round(records: Sequence[Record], kind: str) -> Mapping[str, plots.Points]:
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for record in records:
+        for name, value in (record.get(kind) or {}).items():
+            if _finite(value):
+                rounds, values = series.setdefault(name, ([], []))
+                rounds.append(int(record["round"]))
+                values.append(float(value))
+    return dict(sorted(series.items()))
+
+
+def _round_table(title: str, series: Mapping[str, plots.Points], form: str) -> dict[str, Any]:
+    """A line for each round; each cell (value, text), or None where there is none."""
+    known = {name: dict(zip(*points, strict=True)) for name, points in series.items()}
+    every = sorted({at for values in known.values() for at in values})
+    cells = [[(x, format(x, form)) if (x := values.get(at)) is not None else None for values in known.values()]
+             for at in every]  # fmt: skip
+    return {"title": title, "names": list(known), "rows": list(zip(every, cells, strict=True))}
+
+
 def _validation(run: Run) -> dict[str, Any] | None:
     series: dict[str, tuple[list[int], list[float]]] = {}
     for record in run.evaluations:
@@ -319,7 +365,11 @@ def _holdings(run: Run) -> dict[str, Any] | None:
     if len(known) == 2 and known[0]["counts"] == known[1]["counts"]:
         known.pop()
     columns = [c for c in ("train", "validation", "test", "tokens") if any(c in facts for facts in held.values())]
-    return {"silos": held, "sizes": sizes, "columns": columns, "matrices": known, "total": sum(sizes.values())}
+    scrubbed = {name: facts["scrubbed"] for name, facts in held.items() if facts.get("scrubbed")}
+    return {
+        "silos": held, "sizes": sizes, "columns": columns, "matrices": known, "total": sum(sizes.values()),
+        "scrubbed": scrubbed, "marks": sorted({mark for found in scrubbed.values() for mark in found}),
+    }  # fmt: skip
 
 
 def _matrix(held: Mapping[str, Any], sizes: Mapping[str, int], key: str) -> dict[str, Any] | None:

@@ -88,6 +88,13 @@ def losses(federated: Mapping[str, Points], alone: Mapping[str, Points], narrow:
     return _panels(names, federated, alone, narrow) if len(names) <= FEW else _bands(federated, alone, narrow)
 
 
+def shares(alpha: Mapping[str, Points], narrow: bool) -> Figure:
+    """What share each silo has in the mean of a round, drawn as losses are, but from nothing."""
+    drawn = losses(alpha, {}, narrow)
+    drawn.axes[0].set_ylim(0, 1.1 * max(x for _, values in alpha.values() for x in values))
+    return drawn
+
+
 def _panels(names: Sequence[str], federated: Mapping[str, Points], alone: Mapping[str, Points], narrow: bool) -> Figure:
     columns = min(len(names), 2 if narrow else 5 if len(names) in (5, 9, 10) else 4)
     rows = math.ceil(len(names) / columns)
@@ -108,7 +115,8 @@ def _panels(names: Sequence[str], federated: Mapping[str, Points], alone: Mappin
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.tick_params(labelbottom=place + columns >= len(names))
     drawn.supxlabel("round", color=COLOURS["muted"], fontsize=12.5)
-    _legend(drawn, grid.flat[0], 2)
+    if alone:
+        _legend(drawn, grid.flat[0], 2)
     return drawn
 
 
@@ -138,7 +146,8 @@ def _bands(federated: Mapping[str, Points], alone: Mapping[str, Points], narrow:
     axes.grid(axis="y")
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    _legend(drawn, axes, 2)
+    if alone:
+        _legend(drawn, axes, 2)
     return drawn
 
 

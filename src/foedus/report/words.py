@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 
+ALGORITHMS = {
+    "fedavg": "FedAvg", "fedprox": "FedProx", "scaffold": "SCAFFOLD", "alignment": "alignment by MMD",
+    "reversal": "gradient reversal (DANN)", "udalm": "UDALM", "knn-adapter": "kNN-Adapter", "fedlap": "FedLAP-DP",
+    "alone": "every silo for itself",
+}  # fmt: skip
+
 
 def bytes_text(count: float) -> str:
     """Bytes in decimal units: 812 B, 1.23 MB.

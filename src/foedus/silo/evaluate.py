@@ -13,6 +13,8 @@ from ..types import Tree
 
 Scores = Callable[[Batch], Mapping[str, np.ndarray]]
 MEASURES = ("nll", "targets", "correct", "bytes")
+HELD_OUT = ("validation", "test")
+"""The splits that a silo answers for. Sums over its training text would be exact, and beside every guarantee."""
 
 
 def evaluate(

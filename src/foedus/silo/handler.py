@@ -18,8 +18,8 @@ from ..errors import FoedusError, GuaranteeError, SiloError
 from ..lm.bench import Bench
 from ..secure.mail import purpose_of
 from ..stages.base import Chain
-from ..types import Receipt, Report, Task, Update
-from .evaluate import evaluate
+from ..types import Key, Receipt, Report, Task, Update
+from .evaluate import HELD_OUT, evaluate
 from .keyring import Keyring
 from .membership import Membership
 from .shard import Silo
@@ -27,6 +27,10 @@ from .train import Memory
 
 if TYPE_CHECKING:
     from ..algorithms.base import Algorithm
+
+
+ATTENTION: Key = ("attention", "weight")
+"""The part of an update that is its weight, of an algorithm whose silos weigh themselves."""
 
 
 class Custody(Protocol):
@@ -52,8 +56,8 @@ class Custody(Protocol):
 @dataclass(frozen=True)
 class Handler:
     """A silo's side of a treaty. `stages`: of its update; `measures`: of its evaluation sums. `disclose`: which facts
-    ("loss", "holdings") it lets out, its loss under its own name unless a stage hides updates. `custody`: who remembers
-    what it released. `membership`: its side of secure sums.
+    ("loss", "holdings", "attention") it lets out, its loss and its weight under its own name unless a stage hides
+    updates. `custody`: who remembers what it released. `membership`: its side of secure sums.
     """
 
     bench: Bench
@@ -97,7 +101,13 @@ class Handler:
         ]
 
     def evaluate(self, blob: bytes, silo: Silo, memory: Memory, split: str, mail: bytes = b"") -> Report:
-        """Sums over a held-out split; see `silo/evaluate.py`. `memory`: the silo's, after its last round."""
+        """Sums over a held-out split; see `silo/evaluate.py`. `memory`: the silo's, after its last round. Raises
+        `SiloError` for text that was trained on: nobody has paid for exact sums over it.
+        """
+        if split not in HELD_OUT:
+            raise SiloError(
+                f"a held-out split ({', '.join(HELD_OUT)})", "another one", "Text that was trained on is not evaluated."
+            )
         began = time.perf_counter()
         task, digest = self._read(blob), _opened(blob)[1]
         self._deliver([silo.name], [mail], digest)
@@ -181,6 +191,8 @@ class Handler:
         elif not self.stages.hides:
             facts["loss"] = float(metric["loss"][0] / max(1.0, float(metric["targets"][0])))
         encoded = self.stages.split()[0].encode(replace(update, silo=silo.name), task)
+        if "attention" in self.disclose and not self.stages.hides and ATTENTION in encoded.tensors:
+            facts["attention"] = float(encoded.tensors[ATTENTION][0])
         return self._report(silo, task, blob, encoded, seconds, facts)
 
     def _report(self, silo: Silo, task: Task, blob: bytes, update: Update, seconds: float, facts) -> Report:

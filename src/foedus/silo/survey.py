@@ -68,6 +68,9 @@ def survey(
     are noised, all from one fresh generator; parts and round must be those of the plan. Without it sums are exact, and
     each row is a unit; `limit`: so many rows at most, ≥ 1, always the same ones.
 
+    Beside noise each row goes through the model by itself, so that no statistic and no rounding can make a unit's
+    vector depend on the others: in bfloat16, in passes, one unit of 36 moved the rest by 0.003 of its bound.
+
     Raises `GuaranteeError` for parts or a round that nobody paid for, for an exact survey beside private steps, and for
     statistics that are no (b, m); `SiloError` where there is no row to learn the widths of the parts from.
     """
@@ -83,7 +86,7 @@ def survey(
     seed = int(random.integers(1 << 63))
     chosen = plan.survey.sample(len(silo.units), random)
     units = [silo.units.rows(int(unit), plan.survey.rows, random) for unit in chosen]
-    sums = _sums(bench, task, silo, units, plan.rows, seed, statistics)
+    sums = _sums(bench, task, silo, units, 1, seed, statistics)
     released = plan.survey.released(sums, task.round, random)
     return Surveyed(released, {part: plan.survey.std(part, task.round) for part in released})
 

@@ -1,12 +1,15 @@
-"""One cell in a process of its own: `python -m foedus.study.cell FOLDER --threads N`.
+"""Cells, one after another, in a process of their own: `python -m foedus.study.cell --threads N`.
 
-Carries out the treaty in FOLDER/cell.json into FOLDER/run, or goes on where that was left, measures the result and
-writes FOLDER/measures.json. Ends when its standard input does.
+Every line of its standard input names a folder. It carries out the treaty in FOLDER/cell.json into FOLDER/run, or goes
+on where that was left, measures the result, writes FOLDER/measures.json, and answers with a line: 0, or 1 where that
+failed. What it says meanwhile goes to FOLDER/log. One process for many cells, so that libraries are imported, and the
+same text is scrubbed, once. Ends when its standard input does.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -15,30 +18,44 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 from ..governance import RunFolder
 from ..treaty import Treaty, parse
-from .running import CELL, RUN, keep
+from .running import CELL, LOG, RUN, keep
 
 Measure = Callable[..., Mapping[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 1 where the cell failed; its error is the log's last line."""
+    """Works until its standard input ends."""
     options = argparse.ArgumentParser(prog="foedus.study.cell")
-    options.add_argument("folder", type=Path)
     options.add_argument("--threads", type=int, required=True)
-    wished = options.parse_args(arguments)
-    threading.Thread(target=_leave_with_the_study, daemon=True).start()
+    threads = options.parse_args(arguments).threads
+    folders: Queue[str] = Queue()
+    threading.Thread(target=_listen, args=(folders,), daemon=True).start()
+    with os.fdopen(os.dup(1), "w") as answers:
+        while True:
+            code = _logged(Path(folders.get()), threads)
+            print(code, file=answers, flush=True)
+
+
+def _logged(folder: Path, threads: int) -> int:
+    """0, or 1 where the cell failed; its error is then the log's last line."""
+    with (folder / LOG).open("ab") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
     try:
-        carry_out(wished.folder, wished.threads)
+        carry_out(folder, threads)
     except Exception as error:
         import traceback
 
         traceback.print_exc()
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1
+    finally:
+        gc.collect()  # the cell's model
     return 0
 
 
@@ -102,10 +119,10 @@ def _with(treaty: Treaty, threads: int) -> Treaty:
     return treaty.replace(**{"performance.threads": threads})
 
 
-def _leave_with_the_study() -> None:
+def _listen(folders: Queue[str]) -> None:
     """Whoever started this process holds the other end of its standard input, and lets go of it when it dies."""
-    while os.read(0, 1):
-        pass
+    for line in sys.stdin:
+        folders.put(line.rstrip("\n"))
     os._exit(2)
 
 

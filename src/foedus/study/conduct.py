@@ -81,6 +81,7 @@ class Conduct:
                 with closing(cells) as events:
                     yield from self._counted(events, failed)
             finally:
+                launcher.close()
                 self._write(folder, told, failed)
         yield Progress("written", None, len(self.chosen), len(self.chosen) - len(failed), 0, len(failed))
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -116,44 +117,70 @@ def kept(place: Path, settings: Settings) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Launcher:
-    """A runner: `python -m foedus.study.cell`, with so many threads. A process ends when its standard input does, so
-    none outlives the study, however that ends.
+    """A runner: processes of `foedus.study.cell` with so many threads, each of which works on one cell after another. A
+    process ends when its standard input does, so none outlives the study, however that ends.
     """
 
     settings: Settings
     threads: int
-    _alive: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, repr=False)
+    _alive: list[subprocess.Popen[str]] = field(default_factory=list, repr=False)
+    _idle: list[subprocess.Popen[str]] = field(default_factory=list, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
     _closed: list[bool] = field(default_factory=list, repr=False)
 
     def __call__(self, cell: Cell, place: Path) -> None:
-        """Raises `RunError` with the last line of the log when the process fails."""
+        """Raises `RunError` with the last line of the log when the cell fails."""
         wanted = {
             "name": cell.name, "treaty": cell.treaty.resolved(), "settings": dict(self.settings),
             "origin": os.path.relpath(cell.treaty.folder or Path(), place),
         }  # fmt: skip
         write_whole(place / CELL, json.dumps(wanted, indent=2, ensure_ascii=False).encode())
-        command = [sys.executable, "-m", "foedus.study.cell", str(place.resolve()), "--threads", str(self.threads)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        with (place / LOG).open("ab") as log:
+        process = self._worker()
+        assert process.stdin is not None and process.stdout is not None
+        with suppress(BrokenPipeError):
+            print(place.resolve(), file=process.stdin, flush=True)
+        answer = process.stdout.readline().strip()
+        if answer:
             with self._lock:
-                if self._closed:
-                    raise RunError("a study that goes on", "one that is being stopped", "Start it again.")
-                process = self._alive[cell.key] = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
-                )
-            code = process.wait()
+                self._idle.append(process)
+        if answer != "0":
+            why = _last_words(place / LOG, 1 if answer else _ended_by(process))
+            raise RunError("a cell that ends well", why, f"Its log: {place / LOG}.")
+
+    def _worker(self) -> subprocess.Popen[str]:
+        """A process that has nothing to do; a new one where there is none."""
         with self._lock:
-            self._alive.pop(cell.key).stdin.close()  # type: ignore[union-attr]
-        if code:
-            raise RunError("a cell that ends well", _last_words(place / LOG, code), f"Its log: {place / LOG}.")
+            if self._closed:
+                raise RunError("a study that goes on", "one that is being stopped", "Start it again.")
+            if self._idle:
+                return self._idle.pop()
+            command = [sys.executable, "-m", "foedus.study.cell", "--threads", str(self.threads)]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+            self._alive.append(process)
+            return process
 
     def close(self) -> None:
-        """Stops all that run, and starts no more."""
+        """Ends all processes, and starts no more."""
         with self._lock:
             self._closed.append(True)
-            for process in self._alive.values():
+            for process in self._alive:
                 process.kill()
+            while self._idle:
+                _ended_by(self._idle.pop())
+
+
+def _ended_by(process: subprocess.Popen[str]) -> int:
+    """The code with which a process ended that says nothing more."""
+    code = process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
+    return code
 
 
 def _last_words(log: Path, code: int) -> str:

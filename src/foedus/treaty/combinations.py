@@ -99,6 +99,7 @@ _TOLD = (f"{_HERE}test_a_treaty_that_names_what_we_do_not_have_is_told_why_and_w
 _WIRE = ("tests/test_secure_run.py::"
          "test_nothing_leaves_a_silo_but_the_masked_vector_and_protocol_messages_of_fixed_size",)  # fmt: skip
 _SUMS = ("tests/test_treaty_errors.py::test_secure_sums_that_would_hide_nothing_are_refused",)
+_BEHIND = ("tests/test_methods_run.py::test_a_method_behind_masks_is_the_one_in_the_open_up_to_the_grid",)
 _METHODS = ("tests/test_treaty_errors.py::test_a_method_that_would_not_hold_is_refused",)
 _PRIVACY = ("tests/test_treaty_errors.py::test_a_privacy_section_that_would_not_hold_is_refused",)
 
@@ -417,7 +418,8 @@ COMBINATIONS = (
         46, (("masked-sums",), ("scaffold",)), "conditional",
         "Control variates are a second vector of private numbers.",
         "they are a part of the same masked words, which doubles the bytes.",
-        ("stages/words.py::Layout",), ("tests/stages/test_words.py::test_what_nobody_agreed_on_does_not_leave",),
+        ("stages/words.py::Layout",),
+        ("tests/stages/test_words.py::test_what_nobody_agreed_on_does_not_leave", *_BEHIND),
     ),
     Combination(
         47, (_SECURE, ("model-per-silo",)), "refuse",
@@ -453,18 +455,20 @@ COMBINATIONS = (
     Combination(
         51, (_SECURE, ("alignment",)), "conditional",
         "A silo's mean embedding tells what its text is about.",
-        "it is one more part of the same sum: the coordinator learns the mean over all, and each silo its own place"
-        " beside it.",
-        ("algorithms/alignment.py::parts", "build.py::build"),
-        ("tests/silo/test_alignment.py::test_every_part_that_is_sent_is_one_that_was_declared",
-         "tests/stages/test_words.py::test_what_nobody_agreed_on_does_not_leave"),
+        "it is one more part of the same sum: the coordinator learns the mean over all and the mean of their squared"
+        " lengths, and each silo its own place beside it. A target's is a part that it alone fills: with noise of its"
+        " own, or not at all.",
+        ("algorithms/alignment.py::parts", "build.py::build", "treaty/rules.py::_a_target_that_no_sum_hides"),
+        (*_METHODS, "tests/silo/test_alignment.py::test_every_part_that_is_sent_is_one_that_was_declared",
+         "tests/stages/test_words.py::test_what_nobody_agreed_on_does_not_leave", *_BEHIND),
     ),
     Combination(
         52, (_SECURE, ("domain-attention",)), "conditional",
         "A weight that follows from a silo's text tells about it.",
         "silos send w · Δ and w as parts of one sum, and the quotient of the two is the mean; nobody sees a single w.",
-        ("algorithms/alignment.py::direction", "attention.py::Attention"),
-        ("tests/silo/test_alignment.py::test_every_part_that_is_sent_is_one_that_was_declared",
+        ("algorithms/alignment.py::direction", "attention.py::Attention", "silo/handler.py::Handler"),
+        (*_BEHIND, "tests/test_methods_run.py::"
+         "test_a_weight_has_no_name_beside_it_where_the_treaty_or_a_mask_hides_it",
          "tests/test_attention.py::test_shares_add_up_to_one_and_weights_stay_within_their_public_bound"),
     ),
     Combination(

@@ -22,6 +22,7 @@ Tables = dict[str, dict[str, Any]]
 _SAFE = (("disclosure", "loss", False), ("disclosure", "holdings", False), ("server", "weighting", "uniform"))
 _HIDDEN = (("disclosure", "holdings", False), ("cohort", "minimum", LEAST_SECRET))
 _IN_SILOS = (("privacy", "placement", "silo"),)
+_WEIGHTLESS = (("disclosure", "attention", False),)
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,9 @@ def _mended(cls: type[Section], table: Any, wrong: set[str]) -> Section:
 
 def _with_consequences(raw: dict[str, Any]) -> dict[str, Any]:
     """Defaults that follow from other keys: data in memory are given by silo; a test source leaves no test share; where
-    somebody is protected, silos let out neither losses nor counts unless the treaty says so, and noise for units inside
-    silos is added there; a secure sum is of three silos at least, and no silo's counts stand beside it."""
+    somebody is protected, silos let out neither losses nor counts unless the treaty says so, nor what they weigh where
+    that is a whole silo, and noise for units inside silos is added there; a secure sum is of three silos at least, and
+    no silo's counts stand beside it."""
     raw.setdefault("data", {"source": MEMORY})
     data = raw["data"] if isinstance(raw["data"], dict) else {}
     if data.get("source") == MEMORY:
@@ -168,6 +170,8 @@ def _with_consequences(raw: dict[str, Any]) -> dict[str, Any]:
     unit, sums = (_word(raw, *key) for key in (("privacy", "unit", "none"), ("secure", "sums", "open")))
     _default(raw, *(_SAFE if unit != "none" else ()), *(_IN_SILOS if unit in LOCAL_UNITS else ()))
     _default(raw, *(_HIDDEN if sums != "open" else ()))
+    name, phi = (_word(raw, *key) for key in (("algorithm", "name", ""), ("alignment", "attention", "none")))
+    _default(raw, *(_WEIGHTLESS if unit == "silo" and name == "alignment" and phi != "none" else ()))
     return raw
 
 

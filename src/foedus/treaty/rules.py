@@ -52,6 +52,7 @@ APPLIES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "algorithm.mu": ("algorithm.name", ("fedprox",)),
     **dict.fromkeys(("alignment.gamma", "alignment.base", "alignment.max_share"), ("alignment.attention", ATTENTIVE)),
     "alignment.largest": ("alignment.base", (1,)),
+    "disclosure.attention": ("alignment.attention", ATTENTIVE),
     **dict.fromkeys(("alignment.noise_ratio", "alignment.rate"), ("privacy.unit", LOCAL_UNITS)),
     "alignment.rows": ("privacy.unit", ("none", "silo")),
     "alignment.scale": ("privacy.unit", ("silo",)),
@@ -418,6 +419,15 @@ def _no_bare_loss(t: Facts) -> Iterator[TreatyError]:
         yield problem("disclosure.loss", "loss = false where whole silos are protected", "loss = true", do)
 
 
+@_reads("privacy.unit", "disclosure.attention", "alignment.attention", "algorithm.name")
+def _no_bare_weight(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.unit"] == "silo" and t.applies("disclosure.attention") and t["disclosure.attention"]:
+        do = "Set attention = false in [disclosure], or leave it out: a weight follows from the silo's text, and stands"
+        do += " inside the clip of its update alone."
+        expected = "attention = false where whole silos are protected"
+        yield problem("disclosure.attention", expected, "attention = true", do)
+
+
 @_reads("privacy.unit", "privacy.sampling", "privacy.author_examples")
 def _authors_as_groups(t: Facts) -> Iterator[TreatyError]:
     if t["privacy.unit"] == "author" and t["privacy.sampling"] == "examples" and not t.given("privacy.author_examples"):
@@ -748,6 +758,15 @@ def _a_store_of_public_text(t: Facts) -> Iterator[TreatyError]:
         yield problem("knn.public_text", "public_text to tune against, with units inside silos", "none", do)
     elif t["knn.answers"] == "public":
         yield _absent(t, "knn.public_text", "knn.answers")
+
+
+@_reads("algorithm.name", "alignment.target", "secure.sums", "privacy.unit")
+def _a_target_that_no_sum_hides(t: Facts) -> Iterator[TreatyError]:
+    noised = t["privacy.unit"] in LOCAL_UNITS
+    if _secure(t) and not noised and t["algorithm.name"] == "alignment" and t.given("alignment.target"):
+        do = "Leave target out: in a sum of which one silo alone fills a part, everybody reads that part. Or protect"
+        do += ' units inside silos (unit = "example" in [privacy]), whose surveys have noise of their own.'
+        yield problem("alignment.target", "no target in secure sums of exact parts", t.line("alignment.target"), do)
 
 
 @_reads(*KEYS)

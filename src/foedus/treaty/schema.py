@@ -404,10 +404,11 @@ class Evaluation(Section):
 
 
 class Disclosure(Section):
-    """[disclosure]: what silos let out beside their update."""
+    """[disclosure]: what silos let out beside their update, under their names."""
 
     loss: bool = Field(True, description="each silo's training loss, every round")
     holdings: bool = Field(True, description="how many examples of each domain and label each silo holds")
+    attention: bool = Field(True, description="what each silo weighs, every round")
 
 
 class Privacy(Section):
@@ -529,5 +530,6 @@ SECTIONS: dict[str, type[Section]] = {
     "performance": Performance,
 }
 
-SILENT = ("data.missing", "topics.weight", "topics.denoise")
-"""Keys whose default asks for nothing. A resolved treaty leaves them out while they do, and so does the digest."""
+SILENT = ("data.missing", "topics.weight", "topics.denoise", "disclosure.attention")
+"""Keys whose default adds nothing to what the others ask for: a weight is in every update that is seen. A resolved
+treaty leaves them out while they have it, and so does the digest."""

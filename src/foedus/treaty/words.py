@@ -123,9 +123,13 @@ def _beside_the_update(treaty: Treaty, beside: str) -> list[str]:
     when = "every round" if rounds == 1 else f"every {rounds} rounds"
     how = f"from a survey with noise of its own, {when}" if treaty.privacy.unit in _INSIDE else f"exactly, {when}"
     how = f"inside the clip of the update, {when}" if treaty.privacy.unit == "silo" else how
-    lines = [f"{beside}: the mean embedding of its text, {a.features} numbers a layer, {how}"]
+    lines = [f"{beside}: the mean embedding of its text, {a.features} numbers a layer, {how}, with its length"]
+    if a.target is not None:
+        lines.append(f"from {a.target} alone: the same by itself; whatever is made of it goes to all silos")
     if a.attention != "none":
-        lines.append(f"{beside}: what it weighs, which follows from {_ATTENTION[a.attention]}")
+        named = treaty.disclosure.attention and treaty.secure.sums == "open"
+        shown = ", and its weight stands under its name in the run's records" if named else ""
+        lines.append(f"{beside}: what it weighs, which follows from {_ATTENTION[a.attention]}{shown}")
     return lines
 
 
