@@ -30,7 +30,6 @@ from .gather import EncryptedSums, Masked
 from .governance import Accounted, Journal, KeptMechanism, Ledger, Openings, RunFolder, SiloCustody, Tray
 from .governance.machine import hardware, versions
 from .lm.adapters import save_adapter
-from .lm.heads import is_head
 from .loop import Federation
 from .privacy.plan import facts
 from .server import Full, Sgd
@@ -425,8 +424,7 @@ def _reported(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _model(place: Workplace) -> dict[str, Any]:
-    base = [p.numel() for name, p in place.base.model.named_parameters() if "lora_" not in name and not is_head(name)]
-    facts = {"name": place.base.name, "digest": place.base.digest, "parameters": sum(base)}
+    facts = {"name": place.base.name, "digest": place.base.digest, "parameters": place.base.size}
     known = CATALOG.get(place.base.name)
     return {**facts, "hub": known.hub, "licence": known.licence.split()[0].lower()} if known else facts
 

@@ -25,7 +25,7 @@ from .algorithms.scaffold import Scaffold
 from .algorithms.udalm import Udalm
 from .attention import Attention
 from .data import Splits
-from .errors import DataError
+from .errors import DataError, ModelError
 from .kernels import FourierMap, bandwidths, fourier_map
 from .lm.bench import Bench
 from .lm.datastore import HEAD as STORE
@@ -155,6 +155,9 @@ def _alignment(treaty: Treaty, plan: LocalPlan, site: Site) -> Alignment:
 def _maps(treaty: Treaty, site: Site) -> dict[int, FourierMap]:
     """For each layer φ, with bandwidths from public text under the model as it starts."""
     a = treaty.alignment
+    if site.bench.base.kept and a.layers != (-1,):
+        came, do = f"layers = {list(a.layers)}", "Leave out [performance] keep_states, or align the last layer."
+        raise ModelError("the last layer alone, where blocks below the first trained one are not there", came, do)
     seen = _features(site, site.public(a.public_text or "", PUBLIC_TEXTS), a.layers)
     return {
         layer: fourier_map(

@@ -14,7 +14,7 @@ from .privacy.plan import PrivacyPlan
 from .secure.backends import check
 from .secure.mail import purpose_of
 from .secure.messages import Agreement
-from .silo.evaluate import MEASURES
+from .silo.evaluate import HELD_OUT, MEASURES
 from .silo.keyring import Keyring
 from .silo.membership import Membership
 from .stages.base import Chain, Stage, chain
@@ -31,8 +31,6 @@ SCALARS = 2.0**-10
 FINEST = 2**38
 """Steps that the largest number of an update is cut into, at most."""
 LOSS: tuple[Key, ...] = (("metric", "loss"), ("metric", "targets"))
-
-HELD_OUT = ("validation", "test")
 
 Shapes = Mapping[Key, tuple[int, ...]]
 

@@ -588,10 +588,9 @@ def preferred_cohort(bench: Bench, rows: int, tokens: int, silos: int) -> int:
     """
     if not bench.stacks:
         return 1
-    parameters = list(bench.model.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    trained = sum(p.numel() for p in bench.model.parameters() if p.requires_grad)
     layers = max(1, getattr(bench.model.config, "num_hidden_layers", 1))
-    room = min(MOST_TOKENS, CALL_COST * layers // sum(p.numel() for p in parameters))
+    room = min(MOST_TOKENS, CALL_COST * layers // bench.base.size)
     return max(1, min(silos, room // (rows * tokens), MOST_TRAINED // max(trained, 1)))
 
 

@@ -134,6 +134,7 @@ def keep(base: Base, objective: Objective, folder: Path) -> Objective:
     """
     core: Any = base.model.get_base_model() if hasattr(base.model, "get_base_model") else base.model
     first = _first_trained(base, core, objective)
+    _check(base)
     model = core.model
     prefix = type(model)(_with_layers(model.config, first)).to(torch.bfloat16).eval()
     wanted = {name: x for name, x in model.state_dict().items() if name in prefix.state_dict()}
@@ -157,6 +158,16 @@ def _first_trained(base: Base, core: Any, objective: Objective) -> int:
     if not first or any(p.requires_grad for p in core.model.embed_tokens.parameters()):
         raise ModelError("blocks below the first trained one", "none", "Set [adapter] blocks to fewer than it has.")
     return first
+
+
+def _check(base: Base) -> None:
+    """Trials read the states of the end token and of the one beside it; tables lie in the machine's own memory."""
+    end = base.tokenizer.eos_token_id or 0
+    if end + 1 >= LONE:
+        raise ModelError(f"a tokenizer whose end token is below {LONE - 1}", f"{end}", "Leave out keep_states.")
+    device = next(base.model.parameters()).device.type
+    if device != "cpu":
+        raise ModelError("a model on the processor, for kept states", f"one on {device}", "Leave out keep_states.")
 
 
 def _with_layers(config: Any, layers: int) -> Any:

@@ -40,8 +40,9 @@ class Base:
 
     `model`: float32, eval mode, nothing requires a gradient. `name`: as the user gave it. `digest`: SHA-256 over
     configuration and weights, the same on every machine. `family`: the library's name of the architecture ("llama").
-    `fresh`: modules that the weights did not contain, such as the head of a classifier; they must be trained. `kept`:
-    where the model begins at kept states (`kept.py`), how many ids it knows; all others are places. 0 elsewhere.
+    `fresh`: modules that the weights did not contain, such as the head of a classifier; they must be trained. `size`:
+    how many parameters it has, without any adapter. `kept`: where the model begins at kept states (`kept.py`), how many
+    ids it knows; all others are places. 0 elsewhere.
     """
 
     model: torch.nn.Module
@@ -52,6 +53,7 @@ class Base:
     family: str
     labels: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    size: int = 0
     kept: int = 0
 
 
@@ -228,7 +230,8 @@ def _base(
     tokenizer.model_max_length = min(tokenizer.model_max_length, _room(model))
     model.name_or_path = model.config._name_or_path = name  # what PEFT writes into adapter_config.json
     model.eval().requires_grad_(False)
-    return Base(model, tokenizer, name, digest, task, model.config.model_type, labels, fresh)
+    size = sum(p.numel() for p in model.parameters())
+    return Base(model, tokenizer, name, digest, task, model.config.model_type, labels, fresh, size)
 
 
 def _room(model: torch.nn.Module) -> int:
