@@ -91,7 +91,8 @@ def test_a_study_that_is_not_sound_is_told_before_anything_runs(tmp_path, breaks
 def test_every_study_that_ships_resolves(file):
     study = load(file)
     planned = plan(study, file)
-    assert len(planned.cells) >= 15 and study.study.split == "validation"
+    record = file.stem == "alignment-small"  # the table that docs/studies shows; all else is still decided
+    assert len(planned.cells) >= 15 and study.study.split == ("test" if record else "validation")
     treaties = [cell.treaty for cell in planned.cells]
     given = {t.privacy.epsilon for t in treaties if t.privacy.unit != "none" and t.privacy.noise_multiplier is None}
     assert given == {8.0} and {t.privacy.unit for t in treaties} <= {"example", "none"}

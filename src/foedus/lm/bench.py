@@ -588,9 +588,11 @@ def preferred_cohort(bench: Bench, rows: int, tokens: int, silos: int) -> int:
     """
     if not bench.stacks:
         return 1
-    trained = sum(p.numel() for p in bench.model.parameters() if p.requires_grad)
+    parameters = list(bench.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    whole = bench.base.size if bench.base.kept else sum(p.numel() for p in parameters)  # a table of states is no layer
     layers = max(1, getattr(bench.model.config, "num_hidden_layers", 1))
-    room = min(MOST_TOKENS, CALL_COST * layers // bench.base.size)
+    room = min(MOST_TOKENS, CALL_COST * layers // whole)
     return max(1, min(silos, room // (rows * tokens), MOST_TRAINED // max(trained, 1)))
 
 
