@@ -96,6 +96,8 @@ def test_every_study_that_ships_resolves(file):
     treaties = [cell.treaty for cell in planned.cells]
     given = {t.privacy.epsilon for t in treaties if t.privacy.unit != "none" and t.privacy.noise_multiplier is None}
     assert given == {8.0} and {t.privacy.unit for t in treaties} <= {"example", "none"}
+    if file.stem == "alignment-tuning":  # which nothing published is beside
+        return
     published = {row.method: (row.perplexity, row.accuracy, row.mmd) for row in study.published.row}
     assert published["alignment"] == (20.64, 0.897, 0.058) and published["fedlap"] == (22.73, 0.868, 0.074)
 
