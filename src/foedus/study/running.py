@@ -1,4 +1,4 @@
-"""Cells carried out, some at a time, each in a process of its own; what is done is done, also after `kill -9`.
+"""Cells carried out by some processes, each working on one after another; what is done is done, also after `kill -9`.
 
     OUT/cells/KEY/   cell.json  what is to be done     run/  the run's folder     measures.json  its figures     log
 
