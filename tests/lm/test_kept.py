@@ -9,7 +9,7 @@ import torch
 
 from foedus.errors import ModelError
 from foedus.lm import kept as room
-from foedus.lm.adapters import Full, LoRA, attach, load_params, params_of, save_adapter
+from foedus.lm.adapters import Frozen, Full, LoRA, attach, load_params, params_of, save_adapter
 from foedus.lm.bench import Bench
 from foedus.lm.clipping import Clipping
 from foedus.lm.features import features
@@ -168,3 +168,13 @@ def test_blocks_are_counted_from_the_last(tmp_path):
     bench, _ = prepared()
     blocks = {name.split(".")[4] for name in bench.start() if "lora" in name}
     assert blocks == {"1"}
+
+
+def test_a_frozen_base_may_begin_where_another_is_trained_and_so_share_its_states(tmp_path):
+    names = []
+    for adapter in (LORA, Frozen()):
+        base = load_base("tiny:llama")
+        attach(base, adapter, 0)
+        keep(base, make_objective("causal-lm", 24), tmp_path, last=1)
+        names.append(sorted(folder.name for folder in tmp_path.iterdir()))
+    assert names[0] == names[1] and len(names[0]) == 1

@@ -379,6 +379,18 @@ def test_bf16_is_within_its_rounding(family, adapter):
     close({n: x[0] for n, x in ours.gradients.items()}, clipped_by_hand(apart, Clipping((0.1,)))[0], 0.05)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_in_bf16_a_unit_is_clipped_to_so_much_less_that_the_rounding_of_others_has_room(family):
+    for precision, share in (("fp32", 1.0), ("bf16", 0.99)):
+        bench = make_bench("causal-lm", family, LoRA(rank=3), precision)
+        assert bench.precision == precision
+        (params,), batch = scattered(bench, 1), batches_of("causal-lm")[0]
+        nobody_else = torch.where(OWNERS[0] == 0, batch["labels"].T, -100).T
+        found, _ = sums_of(bench, params, {**batch, "labels": nobody_else}, OWNERS[0], Clipping((0.01,)))
+        norm = math.sqrt(sum(float(x.double().square().sum()) for x in found.values()))
+        assert norm == pytest.approx(0.01 * share, rel=1e-3)
+
+
 BENCHES = {
     "lora": ("gpt2", LoRA(rank=3)),
     "embeddings": ("gpt2", LoRA(rank=2, embeddings=True)),

@@ -11,6 +11,7 @@ import torch
 from foedus.audit.checks import contributions, only
 from foedus.build import build
 from foedus.errors import GuaranteeError
+from foedus.lm.bench import ROUNDED
 from foedus.privacy.noise import SimulatedSource, SystemSource
 from foedus.privacy.plan import PrivacyPlan, Terms, make_plan
 from foedus.silo.private import PrivateGradients, in_passes
@@ -88,7 +89,7 @@ def test_adding_or_removing_any_unit_moves_the_sum_by_at_most_the_norm(p):
         rest = replace(silo, units=only(silo.units, [u for u in units if u != gone]))
         moved = np.linalg.norm(whole - step(p, small, rest)) * plan.privacy.divisor
         assert moved <= 0.01 * (1 + 1e-3)
-        assert moved == pytest.approx(0.01, rel=1e-2)  # each is clipped, so each adds exactly the norm
+        assert moved == pytest.approx(0.01 * ROUNDED[p.bench.precision], rel=5e-3)  # each is clipped, to just that
 
 
 def test_an_author_with_many_rows_moves_it_no_further():
@@ -226,7 +227,7 @@ def test_one_author_moves_an_update_by_the_learning_rate_times_the_norm_over_the
         rest = only(silo.units, [u for u in units if u != gone])
         apart = np.linalg.norm(whole - flat(moved(p, plan, replace(silo, units=rest))))
         assert apart <= most * (1 + 1e-4)
-        assert apart == pytest.approx(most, rel=1e-2)  # each is clipped, so each adds exactly the norm
+        assert apart == pytest.approx(most * ROUNDED[p.bench.precision], rel=5e-3)  # each is clipped, to just that
     assert np.linalg.norm(whole) > 1.5 * most
 
 

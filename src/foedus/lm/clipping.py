@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class Clipping:
     def bound(self) -> float:
         """The most one unit can move the sum, in L2, when it is added or removed."""
         return math.hypot(*self.norms)
+
+    def within(self, share: float) -> Clipping:
+        """To this share of each norm."""
+        return replace(self, norms=tuple(share * norm for norm in self.norms))
 
     def part(self, name: str) -> int:
         """The part of a parameter."""

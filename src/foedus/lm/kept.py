@@ -125,15 +125,16 @@ class States:
         return self.prefix(input_ids=ids, use_cache=False).last_hidden_state[0].to(torch.bfloat16)
 
 
-def keep(base: Base, objective: Objective, folder: Path) -> Objective:
+def keep(base: Base, objective: Objective, folder: Path, last: int | None = None) -> Objective:
     """Cuts `base.model` before its first trained block, in place, and returns the objective that feeds what is left.
 
-    Call it after `attach` and before anything is encoded. `folder`: where states are kept, beside the silo's data. The
-    names of parameters stay as they were. Raises `ModelError` for a base that is not of Llama's kind or whose first
+    Call it after `attach` and before anything is encoded. `folder`: where states are kept, beside the silo's data.
+    `last`: of a model with no trained block, how many are left, at least one, so that it may share the states of one
+    that trains as many. The names of parameters stay as they were. Raises `ModelError` for a base that is not of Llama's kind or whose first
     block is trained.
     """
     core: Any = base.model.get_base_model() if hasattr(base.model, "get_base_model") else base.model
-    first = _first_trained(base, core, objective)
+    first = _first_trained(base, core, objective, last or 1)
     _check(base)
     model = core.model
     prefix = type(model)(_with_layers(model.config, first)).to(torch.bfloat16).eval()
@@ -148,13 +149,13 @@ def keep(base: Base, objective: Objective, folder: Path) -> Objective:
     return KeptObjective(**{f.name: getattr(objective, f.name) for f in fields(objective)}, states=states)
 
 
-def _first_trained(base: Base, core: Any, objective: Objective) -> int:
+def _first_trained(base: Base, core: Any, objective: Objective, last: int) -> int:
     """The number of the first block with a trained parameter; nothing before it may be trained."""
     layers = getattr(getattr(core, "model", None), "layers", None)
     if objective.task != "causal-lm" or base.family not in ("llama", "qwen2") or layers is None:
         raise ModelError("a causal-lm of Llama's kind", f"{base.family}, {objective.task}", "Leave out keep_states.")
     trained = [i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())]
-    first = min(trained, default=len(layers) - 1)
+    first = min(trained, default=max(0, len(layers) - last))
     if not first or any(p.requires_grad for p in core.model.embed_tokens.parameters()):
         raise ModelError("blocks below the first trained one", "none", "Set [adapter] blocks to fewer than it has.")
     return first
