@@ -135,7 +135,8 @@ def build(
     base.model.to("cuda" if torch.cuda.is_available() else "cpu")
     objective = make_objective(treaty.model.task, treaty.model.max_length, labels, topics, treaty.model.windows)
     if treaty.performance.keep_states is not None:
-        objective = keep(base, objective, (treaty.folder or Path()) / treaty.performance.keep_states)
+        folder = (treaty.folder or Path()) / treaty.performance.keep_states
+        objective = keep(base, objective, folder, treaty.adapter.blocks)
     here = [name for name in splits if only in (None, name)]
     silos = {name: _encode(name, splits[name], objective, base, treaty) for name in here}
     bench = Bench(base, objective, precision=treaty.performance.precision)

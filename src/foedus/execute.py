@@ -195,7 +195,9 @@ def _baselines(s: Session) -> Iterator[Phase]:
 
 def _ordinary(s: Session, name: str, silo: Silo, every: int | None) -> Phase:
     plan = replace(s.place.plan, keep=True, privacy=None)
-    rules = replace(_open(s, plan), server_optimizer=Sgd(1.0), sampler=Full(), silos=(silo.name,), minimum=1)
+    rules = replace(_open(s, plan), sampler=Full(), silos=(silo.name,), minimum=1)
+    if plan.optimizer != "sgd":  # else it is the server's that makes more of a gradient than a step along it
+        rules = replace(rules, server_optimizer=Sgd(1.0))
     return Phase(name, rules, s.place.engine({silo.name: silo}, plan, rules=rules), every)
 
 
