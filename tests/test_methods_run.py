@@ -11,6 +11,8 @@ import pytest
 
 from foedus import launch, loop
 from foedus.attention import effective
+from foedus.auditing import Subject, finished
+from foedus.auditing import _inside as inside
 from foedus.build import Workplace, build
 from foedus.cli import main
 from foedus.errors import GuaranteeError, TreatyError
@@ -271,3 +273,12 @@ def test_the_caveat_of_a_store_of_text_stands_where_the_guarantee_stands(tmp_pat
     for name in ("report.html", "adapter/README.md"):
         assert "does not cover what a silo" in (tmp_path / "private" / name).read_text(), name
         assert "does not cover what a silo" not in (tmp_path / "plain" / name).read_text(), name
+
+
+def test_an_audit_looks_at_what_a_unit_adds_to_a_survey(tmp_path):
+    made = treaty(tmp_path, ALIGN, EXAMPLE, {"algorithm.rounds": 1})
+    run(made, tmp_path / "run")
+    subject = Subject(build(made), *finished(RunFolder.open(tmp_path / "run")))
+    checks = {check.name: check for check in inside(subject)}
+    assert checks["surveys: no unit adds more than the bound"].passed
+    assert checks["surveys: what a unit adds does not depend on the others"].passed

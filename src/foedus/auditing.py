@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from .algorithms.alignment import Alignment
 from .audit import inversion, membership, shadows
 from .audit.bounds import Scores, highest
 from .audit.canaries import (
@@ -44,7 +45,7 @@ from .audit.canaries import (
     random_texts,
     scores,
 )
-from .audit.checks import check_steps, check_surveys
+from .audit.checks import check_statistics, check_steps, check_surveys
 from .audit.defences import Defence
 from .audit.mechanisms import check_server, proves, rounds_of, tried
 from .audit.membership import documents_of, sample, select
@@ -227,9 +228,12 @@ def _checked(s: Subject, attempt: int) -> list[Check]:
 
 
 def _inside(s: Subject) -> list[Check]:
-    """The private steps of the fullest silo, at what was released."""
+    """The private steps and surveys of the fullest silo, at what was released."""
     task = Task(0, s.place.base.digest, s.released, (s.fullest.name,), s.seed)
-    found = [*check_steps(s.bench, task, s.fullest, s.place.plan), *check_surveys(s.fullest, s.place.plan)]
+    plan, algorithm = s.place.plan, s.place.federation.algorithm
+    found = [*check_steps(s.bench, task, s.fullest, plan), *check_surveys(s.fullest, plan)]
+    if plan.survey is not None and isinstance(algorithm, Alignment):
+        found += check_statistics(s.bench, task, s.fullest, plan, algorithm.statistics(s.bench))
     return [Check(check.name, check.p_value, check.said) for check in found]
 
 

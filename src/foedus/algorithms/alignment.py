@@ -102,7 +102,7 @@ class Alignment(Averaging):
         own = part(memory, OWN)
         if task.round % self.every:
             return own
-        found = survey(bench, task, silo, self.local, self._statistics(bench), limit=self.rows)
+        found = survey(bench, task, silo, self.local, self.statistics(bench), limit=self.rows)
         if found.sums[COUNT][0] < 1:
             return own
         past = self.momentum if "embedding" in own else 0.0
@@ -117,7 +117,7 @@ class Alignment(Averaging):
             "round": np.array([task.round]),
         }
 
-    def _statistics(self, bench: Bench) -> dict[str, Statistic]:
+    def statistics(self, bench: Bench) -> dict[str, Statistic]:
         """What a survey asks of each row."""
         out: dict[str, Statistic] = {"embedding": lambda seen: embedding(seen, self.maps)}
         if self.phi == "entropy":
