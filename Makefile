@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 RUN := runs/newsgroups
 PRIVATE := runs/newsgroups-private
 SECURE := runs/newsgroups-secure
+DEPLOY := runs/deploy
 STUDY := runs/studies/alignment-small
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo demo-private demo-secure study test lint bench report clean
+.PHONY: setup demo demo-private demo-secure demo-deploy study test lint bench report clean
 
 setup: $(VENV)/.installed
 
@@ -39,13 +40,17 @@ demo-secure: setup
 	$(BIN)/foedus fetch
 	$(BIN)/python demos/secure.py $(SECURE)
 
+demo-deploy: setup
+	$(BIN)/foedus fetch
+	$(BIN)/python demos/deploy.py $(DEPLOY)
+
 study: setup
 	$(BIN)/foedus fetch smollm2-135m-instruct 20newsgroups friends reuters-r8
 	$(BIN)/foedus study treaties/studies/alignment-small.toml --out $(STUDY)
 
 test: setup lint
 	$(BIN)/foedus fetch
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -20,8 +20,9 @@ LAYERS = [
     "loop gather governance",
     "treaty methods build sums estimate",
     "report listing",
-    "execute progress auditing worker launch study",
-    "trainer cli cli_privacy cli_study console",
+    "execute progress auditing worker launch study advise sinks dashboard deploy",
+    "trainer console cli cli_advise cli_coordinator cli_dashboard cli_ledger cli_privacy cli_registry cli_silo cli_study"
+    " cli_treaty",
     "__main__",
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms.split()}
@@ -89,6 +90,25 @@ def test_libraries_that_few_runs_need_are_imported_in_one_file_each():
         assert "faiss" not in libraries or file.name == "datastore.py", file
 
 
+def test_what_a_deployment_needs_is_imported_in_one_place_each():
+    homes = {
+        "flwr": "engines/flower.py",
+        "sqlalchemy": "governance/registry.py governance/shelf.py",
+        "psycopg": "",
+        "keyring": "governance/vault.py",
+    }
+    rooms = {
+        "starlette": "dashboard",
+        "uvicorn": "dashboard engines",
+        "prometheus_client": "dashboard",
+        "mlflow": "sinks",
+    }
+    for file in FILES:
+        libraries, name = {n.split(".")[0] for n, ours in imports(file) if not ours}, file.relative_to(ROOT).as_posix()
+        assert all(library not in libraries or name in home for library, home in homes.items()), name
+        assert all(library not in libraries or room_of(file) in room for library, room in rooms.items()), name
+
+
 def test_only_a_plan_makes_what_bears_on_a_guarantee():
     made = {"PrivateSteps", "Clip", "Grid", "AddNoise", "Gaussian", "DiscreteGaussian", "Correlated", "Bare", "AtSilos",
             "SecretPoisson", "ExpectedMean", "Parts", "Following", "Survey"}  # fmt: skip
@@ -114,7 +134,8 @@ def test_an_algorithm_imports_no_sibling():
 def test_only_build_and_what_stands_above_it_reads_a_treaty():
     above = {
         *("treaty", "methods", "build", "sums", "worker", "estimate", "report", "listing", "execute", "progress"),
-        *("auditing", "trainer", "cli", "cli_privacy", "study"),
+        *("auditing", "trainer", "cli", "cli_privacy", "study", "deploy", "dashboard", "advise", "cli_advise"),
+        *("cli_treaty", "cli_coordinator", "cli_silo"),
     }
     for file in FILES:
         assert room_of(file) in above or ("treaty", True) not in set(imports(file)), file
@@ -136,7 +157,21 @@ def test_nothing_that_executes_is_ever_loaded():
 
 
 def test_importing_foedus_and_asking_for_help_loads_no_heavy_library():
-    heavy = ("torch", "transformers", "datasets", "matplotlib", "pyarrow", "scipy", "sklearn", "faiss")
+    heavy = (
+        "torch",
+        "transformers",
+        "datasets",
+        "matplotlib",
+        "pyarrow",
+        "scipy",
+        "sklearn",
+        "faiss",
+        "flwr",
+        "sqlalchemy",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+    )
     code = f"import sys, foedus, foedus.cli; print([m for m in {heavy} if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "[]"

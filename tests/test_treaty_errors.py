@@ -145,7 +145,7 @@ BAD = {
     ),
     "a charter": (
         written(charter__max_rounds="3"),
-        ("[charter]", "only sections that this version honours", "[charter]", "reads no charters"),
+        ("[charter]", "only sections that this version honours", "[charter]", "its own charter.toml"),
     ),
     # types
     "an integer in quotes": (
@@ -326,9 +326,13 @@ BAD = {
         written(**DIRICHLET, silos__names='["a", "b", "c", "A"]'),
         ("[silos] names", "differ in lower case too", '["a", "b", "c", "A"]', "Rename one"),
     ),
-    "names for silos that are given": (
-        written(data=None, silos__by='"given"', silos__names='["a"]'),
-        ("[silos] names", 'no names with by = "given"', 'names = ["a"]', "Remove names"),
+    "a name for a given silo that is a path": (
+        written(data=None, silos__by='"given"', silos__names='["a", "../b"]'),
+        ("[silos] names", "fit for folders", '"../b"', "Use letters, digits"),
+    ),
+    "labels of no column": (
+        written(data__labels='["a", "b"]'),
+        ("[data] label", "label, which [data] labels", "none", "Add label"),
     ),
     "at most fewer examples than at least": (
         written(silos__min_examples="50", data__max_examples="20"),

@@ -46,6 +46,7 @@ GOOD = {
     "data.author": lines,
     "data.timestamp": lines,
     "data.keep": names,
+    "data.labels": names,
     "data.max_examples": st.integers(10**6, 10**9),
     "data.scrub": st.booleans() | st.lists(st.sampled_from(["addresses", "names", "urls"]), unique=True),
     "data.unlabelled": names,

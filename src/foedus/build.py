@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from . import methods
@@ -29,10 +30,11 @@ from .data import (
     split,
 )  # fmt: skip
 from .data.missing import Missing
+from .data.partition import at_most
 from .data.readers import ROLES
 from .data.scrub import scrub_table
 from .engines import InProcess
-from .errors import DataError, GuaranteeError, ModelError
+from .errors import DataError, GuaranteeError, ModelError, one_of
 from .governance.circle import Circle, fresh_circle
 from .lm.adapters import Adapter, Frozen, Full, LoRA, attach
 from .lm.bench import Bench
@@ -43,7 +45,7 @@ from .lm.sensitivity import most_sensitive
 from .loop import Federation
 from .privacy.mechanisms import Unprotected
 from .privacy.noise import SimulatedSource, SystemSource
-from .privacy.plan import PrivacyPlan, Terms, make_plan
+from .privacy.plan import PrivacyPlan, Terms, facts, make_plan
 from .seeds import derive
 from .server import Adaptive, FixedSize, Poisson, Sampler, ServerOptimizer, Sgd, WeightedMean
 from .server import Full as Everyone
@@ -51,8 +53,11 @@ from .silo import Handler, LocalPlan, Silo, Units
 from .silo.handler import Custody
 from .stages import Chain, Weigh, chain
 from .sums import SecureSums, colluding, secure_sums
-from .treaty import Treaty
+from .treaty import Mistakes, Treaty, obstacles, roster
+from .treaty.deployed import domains
 from .treaty.rules import LANGUAGE
+from .treaty.schema import MEMORY
+from .types import Key
 
 PUBLIC_EXAMPLES = 64
 """How many public examples choose the modules to train."""
@@ -60,7 +65,9 @@ PUBLIC_EXAMPLES = 64
 
 @dataclass(frozen=True)
 class Workplace:
-    """A treaty made ready to run in this process: the rules, the silos, the model, and what answers for them."""
+    """A treaty made ready to run in this process: the rules, the model, the silos that live here, and what answers for
+    them. In a simulation all silos live here; in a federation one at most, and none at the coordinator's.
+    """
 
     treaty: Treaty
     federation: Federation
@@ -69,6 +76,7 @@ class Workplace:
     base: Base
     bench: Bench
     plan: LocalPlan
+    parts: Mapping[Key, tuple[int, ...]]
     together: int
     seconds: float
     privacy: PrivacyPlan | None = None
@@ -99,10 +107,29 @@ class Workplace:
         return self.base.task == "sequence-classification"
 
     @property
+    def whole(self) -> bool:
+        """Whether all silos live here."""
+        return set(self.silos) == set(self.federation.silos)
+
+    @property
     def final_split(self) -> str | None:
         """The split that the result is judged by: test, else validation, else none."""
-        held = [name for name in ("test", "validation") if any(len(silo.splits[name]) for silo in self.silos.values())]
-        return held[0] if held else None
+        return next((split for split in ("test", "validation") if self.holders(split)), None)
+
+    def holders(self, split: str) -> tuple[str, ...]:
+        """The silos with something in a held-out split; of those that live elsewhere, all that the treaty gives one."""
+        everywhere = getattr(self.treaty.split, split) > 0 or (split == "test" and self.treaty.data.test_source)
+        return tuple(
+            name for name in self.federation.silos
+            if (len(self.silos[name].splits[split]) if name in self.silos else everywhere)
+        )  # fmt: skip
+
+    def agreed(self) -> dict[str, Any]:
+        """What every party must have come to by itself, and alike, for its sums to mean anything; plain values."""
+        return {
+            "model": self.base.digest, "parts": sorted([*key, list(shape)] for key, shape in self.parts.items()),
+            "privacy": facts(self.privacy) if self.privacy else None,
+        }  # fmt: skip
 
 
 def build(
@@ -115,23 +142,28 @@ def build(
 ) -> Workplace:
     """Loads the model and the data that a treaty names, and puts everything together.
 
-    `data`: silo name → examples (a `datasets.Dataset`, an Arrow table or a list of dicts), when the treaty's source is
-    "memory"; or name → `Splits`. `base`: a base that is loaded already. `circle`: whose keys count in secure sums; left
-    out, keys are drawn for all silos, as in a simulation. `only`: the one silo that this process serves; the others'
-    data become no tokens.
+    `data`: silo name → examples, where silos hand them over: a file's path, a `datasets.Dataset`, an Arrow table, a
+    list of dicts, or `Splits`. Where the treaty names its silos, it may be of one of them, which is a silo's own place,
+    or of none, which is the coordinator's. `base`: a base that is loaded already. `circle`: whose keys count in secure
+    sums; left out, keys are drawn for all silos, as in a simulation. `only`: the one silo that this process serves; the
+    others' data become no tokens.
     Raises `TreatyError`, `DataError`, `ModelError` or `AssetError`.
     """
     began = time.perf_counter()
     torch.set_num_threads(treaty.performance.threads or torch.get_num_threads())
     splits = silo_splits(treaty, data)
-    labels = _labels(splits) if treaty.model.task == "sequence-classification" else ()
+    names = (roster(treaty) if data is not None or not splits else ()) or tuple(splits)
+    alone = len(splits) < len(names)
+    if alone and (problems := obstacles(treaty)):
+        raise Mistakes(problems)
+    labels = _labels(treaty, splits) if treaty.model.task == "sequence-classification" else ()
     topics = methods.topics(treaty, splits)
     base = base or load_base(_model_name(treaty), treaty.model.task, labels=labels, layers=treaty.model.layers)
     if base.labels != labels:
         do = "Load the model with these labels, in this order, or relabel the data."
         raise ModelError(f"a classifier of the data's labels {labels}", f"one of {base.labels}", do)
     attach(base, _chosen(treaty, base) or adapter(treaty), treaty.seed)
-    methods.put_heads(treaty, base, topics, tuple(splits))
+    methods.put_heads(treaty, base, topics, names)
     base.model.to("cuda" if torch.cuda.is_available() else "cpu")
     objective = make_objective(treaty.model.task, treaty.model.max_length, labels, topics, treaty.model.windows)
     if treaty.performance.keep_states is not None:
@@ -140,7 +172,7 @@ def build(
     here = [name for name in splits if only in (None, name)]
     silos = {name: _encode(name, splits[name], objective, base, treaty) for name in here}
     bench = Bench(base, objective, precision=treaty.performance.precision)
-    privacy = privacy_plan(treaty, len(splits))
+    privacy = privacy_plan(treaty, len(names))
     plan = replace(local_plan(treaty), goal=methods.goal(treaty, base))
     if privacy is not None:
         steps, survey = privacy.steps_at_silos(list(bench.start())), privacy.survey()
@@ -149,9 +181,9 @@ def build(
         bench.prove(plan.goal)
     else:
         _check_sizes(silos, plan)
-    site = methods.Site(bench, tuple(splits), lambda source, most: _public(treaty, source, most, objective, base))
+    site = methods.Site(bench, names, lambda source, most: _public(treaty, source, most, objective, base))
     algorithm = methods.algorithm(treaty, plan, site)
-    rules = federation(treaty, tuple(splits), base.digest, plan, privacy, algorithm)
+    rules = federation(treaty, names, base.digest, plan, privacy, algorithm)
     parts = rules.algorithm.parts({name: x.shape for name, x in bench.start().items()})
     if privacy is not None:
         numbers = {part: sum(math.prod(s) for key, s in parts.items() if key[0] == part) for part, _ in parts}
@@ -159,7 +191,9 @@ def build(
         privacy.check_silos(sum(numbers.values()), treaty.privacy.accept_noise, beside)
     sums, measures = None, Chain()
     if treaty.secure.sums != "open":
-        sums = secure_sums(treaty, base.digest, circle or fresh_circle(splits), privacy, parts, _domains(splits))
+        known = domains(treaty) if alone or treaty.data.keep else None
+        evaluated = known or _domains(splits)
+        sums = secure_sums(treaty, base.digest, circle or fresh_circle(names), privacy, parts, evaluated)
         rules, measures = replace(rules, stages=sums.stages, gather=sums.gather), sums.measures
     return Workplace(
         treaty=treaty,
@@ -169,7 +203,8 @@ def build(
         base=base,
         bench=bench,
         plan=plan,
-        together=1 if only else _together(treaty, bench, plan, len(silos)),
+        parts=parts,
+        together=1 if only or alone else _together(treaty, bench, plan, len(silos)),
         seconds=time.perf_counter() - began,
         privacy=privacy,
         sums=sums,
@@ -206,7 +241,8 @@ def federation(
 
 def planned(treaty: Treaty) -> PrivacyPlan:
     """The plan of a treaty that protects somebody, without its model; raises `GuaranteeError` for one that does not."""
-    silos = 1 if treaty.privacy.unit in ("none", "example", "author") else len(silo_splits(treaty))
+    inside = treaty.privacy.unit in ("none", "example", "author")
+    silos = 1 if inside else len(roster(treaty) or silo_splits(treaty))
     made = privacy_plan(treaty, silos)
     if made is None:
         raise GuaranteeError(
@@ -267,21 +303,51 @@ def _in_shares(treaty: Treaty, silos: int) -> dict[str, Any]:
 
 
 def silo_splits(treaty: Treaty, data: Mapping[str, Any] | None = None) -> dict[str, Splits]:
-    """Who holds what: every silo's examples, split. With `test_source`, the held-out test comes from there."""
+    """Who holds what: every silo's examples, split; of silos that hand theirs over, those in `data`. With
+    `test_source`, the held-out test comes from there.
+    """
     how = SplitPlan(treaty.split.by, treaty.split.validation, treaty.split.test)
-    if data is not None:
-        return {name: x if isinstance(x, Splits) else _split(treaty, from_dataset(x, columns(treaty)), how)
-                for name, x in data.items()}  # fmt: skip
-    if treaty.data.source == "memory":
-        raise DataError(
-            "silos' data, since the treaty's source is \"memory\"", "none", "Pass data={name: dataset, …} in Python."
-        )
-    whole = _partitioned(treaty, treaty.data.source)
+    source = treaty.data.source
+    if data is None and source == MEMORY:
+        if not roster(treaty):
+            do = "Pass data={name: dataset, …} in Python, or name the silos, who bring theirs: [silos] names."
+            raise DataError("silos' data, since the treaty's source is \"memory\"", "none", do)
+        data = {}
+    whole = _partitioned(treaty, source) if data is None else _handed(treaty, data)
     if treaty.data.test_source is None:
-        return {name: _split(treaty, table, how) for name, table in whole.items()}
+        return {name: x if isinstance(x, Splits) else _split(treaty, x, how) for name, x in whole.items()}
     held = _partitioned(treaty, treaty.data.test_source)
     without_test = replace(how, test=0.0)
-    return {name: _tested(treaty, _split(treaty, table, without_test), held.get(name)) for name, table in whole.items()}
+    return {
+        name: x if isinstance(x, Splits) else _tested(treaty, _split(treaty, x, without_test), held.get(name))
+        for name, x in whole.items()
+    }
+
+
+def _handed(treaty: Treaty, data: Mapping[str, Any]) -> dict[str, pa.Table | Splits]:
+    """What silos hand over themselves, in the order of the treaty's names where it has them."""
+    names = roster(treaty) or tuple(data)
+    for odd in (name for name in data if name not in names):
+        raise DataError("a silo of the treaty", f'"{odd}"', one_of(odd, names), where="data")
+    return {name: _own(treaty, name, data[name]) for name in names if name in data}
+
+
+def _own(treaty: Treaty, silo: str, examples: Any) -> pa.Table | Splits:
+    """One silo's examples, with no column that the treaty does not name and no domain that it does not keep."""
+    if isinstance(examples, Splits):
+        return examples
+    named, d = replace(columns(treaty), own=()), treaty.data
+    here = isinstance(examples, str | Path)
+    table = read(str(examples), named, base=Path()) if here else from_dataset(examples, named)
+    table = table.select([role for role in table.column_names if role == "text" or getattr(named, role) is not None])
+    if d.keep is not None:
+        table = table.filter(pc.is_in(table["domain"], pa.array(d.keep, pa.string())))
+    least = treaty.silos.min_examples
+    if table.num_rows < least:
+        kept = f" in {', '.join(d.keep)}" if d.keep else ""
+        do = "Bring more, or propose a treaty with less in [silos] min_examples or more in [data] keep."
+        raise DataError(f"at least {least} examples{kept}", f"{table.num_rows}", do, where=f"silo {silo!r}")
+    return at_most(table, d.max_examples, treaty.seed) if d.max_examples is not None else table
 
 
 def _split(treaty: Treaty, table: pa.Table, how: SplitPlan) -> Splits:
@@ -372,14 +438,14 @@ def _domains(splits: Mapping[str, Splits]) -> list[str]:
     return sorted({domain or "" for domains in named for domain in domains})
 
 
-def _labels(splits: Mapping[str, Splits]) -> tuple[str, ...]:
+def _labels(treaty: Treaty, splits: Mapping[str, Splits]) -> tuple[str, ...]:
     found: set[str] = set()
     for parts in splits.values():
         for table in (parts.train, parts.validation, parts.test):
             if "label" not in table.column_names:
                 raise DataError("a column with labels", "none", "Name it with [data] label.")
             found |= set(table["label"].to_pylist())
-    return tuple(sorted(found))
+    return methods.known_labels(treaty, found)
 
 
 def _encode(name: str, parts: Splits, objective: Objective, base: Base, treaty: Treaty) -> Silo:

@@ -11,8 +11,17 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from .cli_advise import advise, compliance, threats
+from .cli_coordinator import app as coordinator_app
+from .cli_coordinator import init, status
+from .cli_dashboard import dashboard
+from .cli_ledger import app as ledger_app
 from .cli_privacy import app as privacy_app
+from .cli_registry import app as registry_app
+from .cli_registry import rollback
+from .cli_silo import app as silo_app
 from .cli_study import study
+from .cli_treaty import app as treaty_app
 from .console import AsJson, RunPath, TreatyFile, err, out, print_json
 from .errors import FoedusError, GuaranteeError
 
@@ -20,8 +29,14 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Federated fine-tuning of language models that organisations can actually trust.",
 )  # fmt: skip
-app.add_typer(privacy_app, name="privacy")
-app.command()(study)
+GROUPS = {
+    "privacy": privacy_app, "coordinator": coordinator_app, "silo": silo_app, "treaty": treaty_app,
+    "ledger": ledger_app, "registry": registry_app,
+}  # fmt: skip
+for name, group in GROUPS.items():
+    app.add_typer(group, name=name)
+for command in (study, init, status, rollback, dashboard, compliance, threats, advise):
+    app.command()(command)
 
 
 class What(StrEnum):
@@ -41,12 +56,14 @@ class Where(StrEnum):
 
     in_process = "in-process"
     processes = "processes"
+    flower = "flower"
 
 
 Engine = Annotated[
     Where | None,
     typer.Option(
-        help="Where silos run: all in this process, or each in one of its own. A run keeps what it began with."
+        help="Where silos run: all in this process, each in one of its own, or with whoever they belong to. A run keeps"
+        " what it began with."
     ),
 ]
 
@@ -96,11 +113,21 @@ def check(
 @app.command()
 def run(
     treaty: TreatyFile,
-    out_folder: Annotated[Path, typer.Option("--out", metavar="RUN", help="A new folder for the run.")],
+    out_folder: Annotated[Path | None, typer.Option("--out", metavar="RUN", help="A new folder for the run.")] = None,
     engine: Engine = None,
+    home: Annotated[Path, typer.Option(metavar="DIR", help="The federation's home, with --engine flower.")] = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """Carry out a treaty on this machine, into a new folder."""
+    """Carry out a treaty, into a new folder: on this machine, or with the silos that signed it."""
+    if engine is Where.flower:
+        from .deploy.home import FederationHome
+        from .deploy.run import begun
+
+        folder, events = begun(FederationHome.at(home), treaty, out_folder)
+        _shown(folder, events, as_json)
+        return
+    if out_folder is None:
+        raise typer.BadParameter("Name a new folder with --out.")
     from .execute import begin
     from .governance import RunFolder
     from .treaty import load
@@ -122,6 +149,11 @@ def resume(
     from .governance import RunFolder
 
     folder = RunFolder.open(run)
+    if (folder.read_json("engine.json") or {}).get("engine") == Where.flower:
+        from .deploy.run import resumed
+
+        _shown(folder, resumed(folder, round), as_json)
+        return
     _carry_out(folder, _built(treaty_of(folder)), engine, round, as_json)
 
 
@@ -263,12 +295,18 @@ def _scrubbed(place: Any) -> dict[str, dict[str, int]]:
 
 def _carry_out(folder: Any, place: Any, engine: Where | None, round: int | None, as_json: bool) -> None:
     from .launch import carry_out
+
+    _shown(folder, carry_out(folder, place, engine.value if engine else None, round=round), as_json)
+
+
+def _shown(folder: Any, events: Any, as_json: bool) -> None:
+    """A run's progress, and then its result."""
     from .progress import shown
     from .report.console import summary_lines
 
     summary: dict[str, Any] = {}
     try:
-        with closing(carry_out(folder, place, engine.value if engine else None, round=round)) as events:
+        with closing(events) as events:
             for event in shown(events, console=err):
                 summary = dict(event.row) if event.kind == "done" else summary
     except KeyboardInterrupt:

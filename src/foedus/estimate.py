@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 
 from . import wire
 from .build import Workplace
 from .secure.backends import SecretKey
+from .silo import Silo, Units
 from .silo.train import train
 from .stages.base import Chain
 from .stages.encrypt import Encrypt
@@ -24,7 +26,7 @@ class Estimate:
     `steps`: local steps of one silo in one round (the most of any).
 
     `seconds`: of the whole run on this machine with its baselines and evaluations, from `step_seconds`, one measured
-    step; expect it to be wrong by a third either way.
+    step; expect it to be wrong by a third either way. Where no silo lives here, all of one batch of full rows each.
     """
 
     parameters: int
@@ -46,7 +48,7 @@ def estimate(place: Workplace) -> Estimate:
     sent = _update(f.algorithm.parts({name: x.shape for name, x in params.items()}), place)
     up = len(_payload(f.stages, sent, task))
     per_round = len(f.sampler.cohort(f.silos, 0, f.seed)) or 1
-    steps = max(place.plan.steps_of(silo) for silo in place.silos.values())
+    steps = max(place.plan.steps_of(silo) for silo in _silos(place).values())
     step = _time_of_a_step(place, task)
     training = step * steps * per_round * f.rounds
     asked = _survey_seconds(place, step) * per_round
@@ -83,9 +85,23 @@ def _update(parts: Mapping[Key, tuple[int, ...]], place: Workplace) -> Update:
     return Update({key: np.zeros(shape, kinds[key]) for key, shape in parts.items()} | metric)
 
 
+def _silos(place: Workplace) -> Mapping[str, Silo]:
+    """Those that live here; else each as if it had one batch of rows in every split, and each of them full."""
+    if place.silos:
+        return place.silos
+    objective, base = place.bench.objective, place.base
+    words = base.tokenizer.decode([1 + i % (len(base.tokenizer) - 1) for i in range(objective.max_length)])
+    label = (base.labels or objective.topics or ("",))[0]
+    row = {"text": words, "target": words, "label": label, "domain": ""}
+    rows = objective.encode(pa.Table.from_pylist([row] * place.plan.batch), base.tokenizer)
+    splits = dict.fromkeys(("train", "validation", "test"), rows)
+    units = Units(np.arange(len(rows)), np.arange(len(rows), dtype=np.uint64)) if place.plan.privacy else None
+    return {name: Silo(name, splits, units=units) for name in place.federation.silos}
+
+
 def _time_of_a_step(place: Workplace, task: Task) -> float:
     """Seconds of one local step of one silo: the second of two, since the first warms caches."""
-    silo = next(iter(place.silos.values()))
+    silo = next(iter(_silos(place).values()))
     plan = replace(place.plan, steps=1, epochs=None)
     for _ in range(2):
         began = time.perf_counter()
@@ -98,7 +114,7 @@ def _survey_seconds(place: Workplace, step: float) -> float:
     a, rounds = place.treaty.alignment, place.federation.rounds
     if place.treaty.algorithm.name != "alignment":
         return 0.0
-    rows = max(silo.examples for silo in place.silos.values())
+    rows = max(silo.examples for silo in _silos(place).values())
     survey = place.plan.survey
     asked = rows * survey.rate if survey is not None else min(rows, a.rows or rows)
     return step / 3 * asked / place.plan.batch * -(-rounds // a.every)
@@ -108,5 +124,5 @@ def _evaluation_seconds(place: Workplace, step: float) -> float:
     """A forward pass is about a third of a training step on the same rows (with LoRA, about half)."""
     limit = place.treaty.evaluation.max_windows or 10**9
     split = "validation" if place.final_split == "validation" else "test"
-    rows = sum(min(limit, len(silo.splits[split])) for silo in place.silos.values())
+    rows = sum(min(limit, len(silo.splits[split])) for silo in _silos(place).values())
     return step / 2 * rows / place.plan.batch

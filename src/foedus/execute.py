@@ -32,6 +32,7 @@ from .governance.machine import hardware, versions
 from .lm.adapters import save_adapter
 from .loop import Federation
 from .privacy.plan import facts
+from .secure.keys import Identity
 from .server import Full, Sgd
 from .silo import LocalPlan, Silo, pool
 from .silo.handler import Custody
@@ -49,8 +50,8 @@ KEEP_TRAYS = "FOEDUS_KEEP_TRAYS"
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened. `kind`: "silo" (that called `phase`, `round` of `rounds`, is ready in its own process),
-    "begin" (a phase), "round", "evaluation", or "done"; `row`: its metrics.
+    """Something that happened. `kind`: "silo" (that called `phase`, `round` of `rounds`, is ready), "waiting" (for what
+    `phase` says), "begin" (a phase), "round", "evaluation", or "done"; `row`: its metrics.
     """
 
     kind: str
@@ -94,14 +95,19 @@ def treaty_of(folder: RunFolder) -> Treaty:
 
 
 def execute(
-    folder: RunFolder, place: Workplace, *, round: int | None = None, engine: Engine | None = None
+    folder: RunFolder,
+    place: Workplace,
+    *,
+    round: int | None = None,
+    engine: Engine | None = None,
+    keeper: Identity | None = None,
 ) -> Iterator[Event]:
     """Carries out the treaty of `place` in `folder`, from the last checkpoint (or that of `round`). `engine`: what
-    reaches the silos; left out, they are all in this process.
+    reaches the silos; left out, they are all in this process. `keeper`: who signs the run's ledger, if anybody.
     """
     treaty = place.treaty
     with folder.lock():
-        session = open_session(folder, place, engine)
+        session = open_session(folder, place, engine, keeper)
         folder.keep_metrics(folder.metrics())  # without a line that a crash tore
         _open_ledger(session)
         yield from _base(session)
@@ -124,9 +130,11 @@ def execute(
 # Phases
 
 
-def open_session(folder: RunFolder, place: Workplace, engine: Engine | None = None) -> Session:
+def open_session(
+    folder: RunFolder, place: Workplace, engine: Engine | None = None, keeper: Identity | None = None
+) -> Session:
     """The run of a treaty in `folder`. `engine`: what carries the federation's asks; left out, this process."""
-    ledger = Ledger(folder.path / "ledger.jsonl")
+    ledger = Ledger(folder.path / "ledger.jsonl", keeper)
     rules = place.federation
     if place.privacy is not None and not place.privacy.at_silos:
         kept = KeptMechanism(rules.mechanism, ledger, folder.path / "release.safetensors")
@@ -134,15 +142,19 @@ def open_session(folder: RunFolder, place: Workplace, engine: Engine | None = No
     if isinstance(rules.gather, (Masked, EncryptedSums)):
         rules = replace(rules, gather=replace(rules.gather, openings=Openings(ledger)))
     if engine is None:
-        _all_here(folder)
+        _all_here(folder, place)
         engine = place.engine(custody=custody(folder, place))
     if place.privacy is not None and place.privacy.at_silos:
         engine = Accounted(engine, ledger, place.privacy.events)
     return Session(place.treaty, folder, ledger, place, rules, engine)
 
 
-def _all_here(folder: RunFolder) -> None:
+def _all_here(folder: RunFolder, place: Workplace) -> None:
     """What silos gave and spent in processes of their own, they do not know in this one."""
+    if not place.whole:
+        away = [name for name in place.federation.silos if name not in place.silos]
+        do = "Run it with `--engine flower`, where silos bring their own; or pass data={name: examples} in Python."
+        raise RunError("the data of all silos in this process", f"none of {', '.join(away)}", do)
     if (folder.path / SILOS).exists():
         raise RunError(
             "a run whose silos live in this process",
@@ -152,15 +164,17 @@ def _all_here(folder: RunFolder) -> None:
         )
 
 
-def custody(folder: RunFolder, place: Workplace) -> Custody | None:
-    """What the silos of this process keep of what they gave; None where a round may be given twice."""
+def custody(folder: RunFolder, place: Workplace, budgets: Path | None = None) -> Custody | None:
+    """What the silos of this process keep of what they gave; None where a round may be given twice. `budgets`: where
+    theirs lie, if not where those of a simulation do.
+    """
     plan, tray = place.privacy, folder.path / TRAY
     every = KEEP_TRAYS in os.environ
     if place.sums is not None:
         place.sums.membership.journal = Journal(folder.path / "journals")
     if plan is not None and plan.at_silos:
         kept = SiloCustody(
-            budgets=budgets_of(folder), tray=tray, treaty=place.treaty.digest(), unit=plan.terms.unit,
+            budgets=budgets or budgets_of(folder), tray=tray, treaty=place.treaty.digest(), unit=plan.terms.unit,
             events=plan.events, whole=plan.event(), every=every,
         )  # fmt: skip
         kept.reserve(list(place.silos))
@@ -261,11 +275,11 @@ def _evaluate(s: Session, phase: str, state: State, split: str, only: Sequence[s
     """Asks the silos for their sums on a split, unless that has been done; silos without one are not asked."""
     done = any(row["kind"] == "evaluation" and (row["phase"], row["round"], row["split"]) == (phase, state.round, split)
                for row in s.folder.metrics())  # fmt: skip
-    silos = tuple(name for name in only or s.place.silos if len(s.place.silos[name].splits[split]))
+    silos = tuple(name for name in s.place.holders(split) if name in (only or s.place.federation.silos))
     if done or not silos:
         return
     if _summed(s, phase):
-        silos = tuple(s.place.silos)  # zeros from whoever holds none: who that is, and how many, no sum tells
+        silos = s.place.federation.silos  # zeros from whoever holds none: who that is, and how many, no sum tells
     began = time.perf_counter()
     task = Task(state.round, s.place.base.digest, state.params, silos, s.treaty.seed)
     by_silo, receipts = _measured(s, phase, task, split)
@@ -295,7 +309,8 @@ def _measured(s: Session, phase: str, task: Task, split: str) -> tuple[dict[str,
         return {TOGETHER: {key: x for key, x in sums.items() if key[1] in held}}, receipts
     engine = s.engine if phase in (BASE, FEDERATED) else s.place.engine(rules=_open(s, s.place.plan))
     answers = list(gather.ask(engine, "evaluate", task, split=split))
-    return {r.silo: wire.unpack(r.payload)[0] for r in answers if not r.receipt.failure}, [r.receipt for r in answers]
+    sums = {r.silo: wire.unpack(r.payload)[0] for r in answers if not r.receipt.failure}
+    return {silo: tree for silo, tree in sums.items() if tree}, [r.receipt for r in answers]
 
 
 def _nest(tree) -> dict[str, dict[str, float]]:
@@ -313,7 +328,7 @@ def _flatten(nested: Mapping[str, Mapping[str, float]]):
 
 
 def _open_ledger(s: Session) -> None:
-    body = {"treaty": s.treaty.digest(), "model": s.place.base.digest, "silos": list(s.place.silos)}
+    body = {"treaty": s.treaty.digest(), "model": s.place.base.digest, "silos": list(s.place.federation.silos)}
     if s.place.privacy is not None:
         body["privacy"] = facts(s.place.privacy)
     s.ledger.once("opened", body, same=("treaty",))
@@ -391,13 +406,13 @@ def summarise(s: Session, sha256: str) -> dict[str, Any]:
         "name": treaty.name,
         "treaty": {"digest": treaty.digest(), "name": treaty.name},
         "rounds": treaty.algorithm.rounds,
-        "silos": len(place.silos),
+        "silos": len(place.federation.silos),
         "seed": treaty.seed,
         "versions": versions(),
         "hardware": {**hardware(), "precision": place.bench.precision, "cohort_batch": place.together},
-        "holdings": _holdings(place) if treaty.disclosure.holdings else {},
+        "holdings": _holdings(place) if treaty.disclosure.holdings and place.whole else {},
         "bytes": {way: {silo: [row["silos"].get(silo, {}).get(f"bytes_{way}", 0) for row in rounds]
-                        for silo in place.silos} for way in ("up", "down")},
+                        for silo in place.federation.silos} for way in ("up", "down")},
         "seconds": _seconds(rows, place.seconds),
         "privacy": privacy(treaty, facts(place.privacy) if place.privacy else None),
         "evaluation": _evaluation(s, rows),

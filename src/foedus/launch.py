@@ -18,8 +18,9 @@ from .governance import RunFolder
 from .governance.circle import deal, take_back
 from .worker import command
 
-HERE, PROCESSES = "in-process", "processes"
+HERE, PROCESSES, FLOWER = "in-process", "processes", "flower"
 ENGINES = (HERE, PROCESSES)
+"""Those of one machine; `deploy/coordinator.py` has the one that crosses machines."""
 CHOSEN = "engine.json"
 DEADLINE_S = 1800.0
 """For one answer of a silo; one that hangs for longer is killed, and the others go on."""
@@ -36,6 +37,9 @@ def carry_out(
     if _chosen(folder, engine) == HERE:
         yield from execute(folder, place, round=round)
         return
+    if not place.whole:
+        do = "Silos that bring their own data run elsewhere: `foedus run TREATY --engine flower`."
+        raise RunError("a treaty whose source has the data of all silos", "one whose silos hand theirs over", do)
     own, threads = folder.path / SILOS, place.treaty.performance.threads or 1
     together = max(1, (os.cpu_count() or 1) // threads)
     homes = {name: home(own, name) for name in place.silos}
@@ -66,6 +70,9 @@ def _chosen(folder: RunFolder, engine: str | None) -> str:
     if engine not in (None, *ENGINES):
         raise RunError(f"an engine: {', '.join(ENGINES)}", f'"{engine}"', one_of(engine, ENGINES))
     known = folder.read_json(CHOSEN) or {}
+    if known.get("engine") == FLOWER:
+        do = "Go on with `foedus resume`, in the federation's home."
+        raise RunError("a run on this machine", "one between organisations", do, where=str(folder.path))
     begun = HERE if (folder.path / "ledger.jsonl").exists() else None
     before: str | None = known.get("engine", begun)
     if before is not None and engine not in (None, before):

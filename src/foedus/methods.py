@@ -6,7 +6,7 @@ sees a treaty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from .algorithms.scaffold import Scaffold
 from .algorithms.udalm import Udalm
 from .attention import Attention
 from .data import Splits
-from .errors import DataError, ModelError
+from .errors import DataError, ModelError, one_of
 from .kernels import FourierMap, bandwidths, fourier_map
 from .lm.bench import Bench
 from .lm.datastore import HEAD as STORE
@@ -62,10 +62,20 @@ def topics(treaty: Treaty, splits: Mapping[str, Splits]) -> tuple[str, ...]:
     if not (t.weight or t.denoise) or treaty.data.label is None:
         return ()
     tables = [table for parts in splits.values() for table in (parts.train, parts.validation, parts.test)]
-    found = sorted({label for table in tables for label in _column(table, "label")})
+    found = known_labels(treaty, {label for table in tables for label in _column(table, "label")})
     if len(found) < 2:
         raise DataError("at least two topics in [data] label", ", ".join(found) or "none", "Name another column.")
-    return tuple(found)
+    return found
+
+
+def known_labels(treaty: Treaty, found: Collection[str]) -> tuple[str, ...]:
+    """All labels, in alphabetical order: those that the treaty declares, else those found. Raises `DataError` for one
+    that it does not declare.
+    """
+    declared = treaty.data.labels or tuple(sorted(found))
+    for odd in sorted(set(found) - set(declared)):
+        raise DataError("labels that the treaty declares", f'"{odd}"', one_of(odd, declared), where="[data] labels")
+    return declared
 
 
 def put_heads(treaty: Treaty, base: Base, topics: tuple[str, ...], silos: tuple[str, ...]) -> None:

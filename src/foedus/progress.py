@@ -43,6 +43,8 @@ def _live(events: Iterable[Event], console: Console) -> Iterator[Event]:
             kind = event.phase.split(":")[0]
             if event.kind == "silo":
                 progress.console.print(_ready(event), style="dim", highlight=False)
+            elif event.kind == "waiting":
+                progress.console.print(f"waiting: {event.phase}", style="dim", highlight=False, markup=False)
             elif event.kind == "begin":
                 if kind in tasks:
                     progress.remove_task(tasks[kind])
@@ -59,6 +61,8 @@ def _plain(events: Iterable[Event], console: Console) -> Iterator[Event]:
     for event in events:
         if event.kind == "silo":
             console.print(_ready(event), highlight=False, soft_wrap=True)
+        elif event.kind == "waiting":
+            console.print(f"waiting: {event.phase}", highlight=False, soft_wrap=True, markup=False)
         elif event.kind == "begin":
             began, first = time.monotonic(), event.round
             if event.round:

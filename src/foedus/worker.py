@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .engines.base import Ask, Engine
 from .engines.frames import connect, frames, pack_report, unpack_ask
@@ -33,6 +33,8 @@ from .silo.handler import failed
 from .types import Receipt, Report
 
 if TYPE_CHECKING:
+    from .engines import InProcess
+    from .governance.circle import Circle
     from .treaty import Treaty
 
 log = logging.getLogger("foedus.worker")
@@ -70,23 +72,36 @@ def command(source: Path, threads: int = 1) -> Launch:
     return launch
 
 
-def engine_of(source: Path, silo: str, folder: Path, threads: int) -> Engine:
-    """What answers for one silo of a treaty, or of a run's folder. `folder`: where the silo keeps what must outlive its
-    process (budget, out-tray, journal), and where its identity was dealt to it, if sums are secure.
+def engine_of(
+    source: Treaty | Path,
+    silo: str,
+    folder: Path,
+    threads: int,
+    *,
+    examples: Any = None,
+    circle: Circle | None = None,
+    budgets: Path | None = None,
+) -> InProcess:
+    """What answers for one silo of a treaty, its file, or a run's folder.
 
+    `folder`: where the silo keeps what must outlive its process: out-tray and journal, its budget unless `budgets` is
+    another folder, and its identity, if it was dealt one there. `examples`: its own, as `build` takes them; left out,
+    its share of the treaty's source. `circle`: the parties to secure sums; left out, those that were dealt.
     Raises what `build` and `dealt` raise, and `SiloError` for a silo that the treaty does not have.
     """
-    treaty = _treaty(source)
+    treaty = _treaty(source) if isinstance(source, Path) else source
     from .build import build  # heavy: a treaty that is wrong says so before
     from .execute import custody
     from .governance import RunFolder, Tray
     from .governance.circle import dealt
 
-    circle = dealt(silo, folder) if treaty.secure.sums != "open" else None
-    place = build(treaty.replace(**{"performance.threads": threads}), circle=circle, only=silo)
+    if circle is None and treaty.secure.sums != "open":
+        circle = dealt(silo, folder)
+    data = None if examples is None else {silo: examples}
+    place = build(treaty.replace(**{"performance.threads": threads}), data, circle=circle, only=silo)
     if silo not in place.silos:
-        raise SiloError("one of the treaty's silos", f'"{silo}"', one_of(silo, place.splits))
-    kept = custody(RunFolder(folder), place) or Tray(folder / "out-tray")
+        raise SiloError("one of the treaty's silos, with its data", f'"{silo}"', one_of(silo, place.federation.silos))
+    kept = custody(RunFolder(folder), place, budgets) or Tray(folder / "out-tray")
     engine = place.engine(custody=kept)
     engine.memory[silo] = kept.memory(silo)
     return engine

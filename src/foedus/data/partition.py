@@ -199,6 +199,11 @@ def _fewest(mine: np.ndarray, share: np.ndarray, most: int) -> np.ndarray:
     return np.sort(mine[np.argsort(share[mine], kind="stable")[:most]])
 
 
+def at_most(table: pa.Table, most: int, seed: int) -> pa.Table:
+    """At most `most` of a silo's examples, the same that `partition` keeps with `max_examples`."""
+    return table.take(pa.array(_fewest(np.arange(table.num_rows), shares(table, seed, "max_examples"), most)))
+
+
 def safe_names(values: Sequence[str]) -> list[str]:
     """A folder name for each value, all different even where case does not count.
 

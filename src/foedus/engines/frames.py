@@ -98,8 +98,12 @@ def listen(path: Path) -> socket.socket:
 def connect(path: Path) -> socket.socket:
     """A connection to whoever listens at `path`. Raises `OSError` when nobody does."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _address(path) as address:
-        connection.connect(address)
+    try:
+        with _address(path) as address:
+            connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
     return connection
 
 

@@ -57,16 +57,24 @@ class Budget:
             [r["body"] for r in self.ledger.records if r["kind"] == "charge" and unit in (None, r["body"]["unit"])]
         )
 
+    def promised(self) -> dict[str, Any]:
+        """The event of all treaties in full: what a treaty has not spent yet, it still may."""
+        return _total([r["body"] for r in self.ledger.records if r["kind"] == "treaty"])
+
+    def knows(self, treaty: str) -> bool:
+        """Whether room was made for this treaty."""
+        return any(r["kind"] == "treaty" and r["body"]["treaty"] == treaty for r in self.ledger.records)
+
     def reserve(self, treaty: str, unit: str, event: Mapping[str, Any]) -> None:
         """Takes note of what a whole treaty will cost. Raises `GuaranteeError` when the cap does not leave room for
         it.
         """
-        if any(r["kind"] == "treaty" and r["body"]["treaty"] == treaty for r in self.ledger.records):
+        if self.knows(treaty):
             return
         cap = self.cap
         if cap is not None:
-            before = accountant.upper(self._promised(), cap.delta)
-            after = accountant.upper(events.together(self._promised(), event), cap.delta)
+            before = accountant.upper(self.promised(), cap.delta)
+            after = accountant.upper(events.together(self.promised(), event), cap.delta)
             if after > cap.epsilon:
                 raise GuaranteeError(
                     f"at most ε = {cap.epsilon:g} at δ = {cap.delta:g} over the life of silo {self.silo!r}",
@@ -95,10 +103,6 @@ class Budget:
     def _is(self, record: Record, kind: str, treaty: str, round: int) -> bool:
         body = record["body"]
         return record["kind"] == kind and (body["treaty"], body["round"]) == (treaty, round)
-
-    def _promised(self) -> dict[str, Any]:
-        """Treaties in full: what a treaty has not spent yet, it still may."""
-        return _total([r["body"] for r in self.ledger.records if r["kind"] == "treaty"])
 
 
 def _total(bodies: list[Mapping[str, Any]]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from ..errors import GuaranteeError
 from ..privacy.mechanisms import Mechanism, rounds_done
 from ..types import Receipt, Release, Report, Total, Tree
 from .budget import Budget
-from .disk import write_whole
 from .ledger import Ledger
+from .vault import Vault, keep, kept
 
 if TYPE_CHECKING:
     from ..engines.base import Ask, Engine
@@ -36,18 +36,19 @@ PAYLOAD = ("payload", "bytes")
 class Tray:
     """What each silo gave last, with a file for each held-out split beside that for training; `every`: of all rounds.
 
-    It holds updates before they were masked, so it lies with the silo, and nobody else may read it.
+    It holds updates before they were masked, so it lies with the silo, and nobody else may read it. `vault`: seals it.
     """
 
     folder: Path
     every: bool = False
+    vault: Vault | None = None
 
     def charge(self, silo: str, round: int) -> None:
         """Nothing is to be paid."""
 
     def kept(self, silo: str, task: str, split: str = "") -> tuple[Report, Tree] | None:
         for path in self.folder.glob(f"{_name(silo, split)}.*safetensors"):
-            tree, meta = wire.unpack(path.read_bytes())
+            tree, meta = wire.unpack(kept(path, self.vault))
             if meta["task"] == task:
                 memory = {key: x for key, x in tree.items() if key != PAYLOAD}
                 receipt = Receipt(**json.loads(meta["receipt"]))
@@ -57,11 +58,12 @@ class Tray:
     def keep(self, task: str, report: Report, memory: Tree, split: str = "") -> None:
         tree = {**memory, PAYLOAD: np.frombuffer(report.payload, np.uint8)}
         meta = {"task": task, "receipt": wire.canonical(asdict(report.receipt)).decode()}
-        write_whole(self.path(report.silo, report.round, split), wire.pack(tree, meta))
+        keep(self.path(report.silo, report.round, split), wire.pack(tree, meta), self.vault)
 
     def memory(self, silo: str) -> Tree:
         """What the silo kept for its next round, as it was after the last one that it gave."""
-        found = [wire.unpack(path.read_bytes()) for path in self.folder.glob(f"{_name(silo, '')}.*safetensors")]
+        paths = self.folder.glob(f"{_name(silo, '')}.*safetensors")
+        found = [wire.unpack(kept(path, self.vault)) for path in paths]
         rounds = [json.loads(meta["receipt"])["round"] for _, meta in found]
         if not rounds:
             return {}
@@ -89,6 +91,7 @@ class SiloCustody:
     events: Sequence[Event]
     whole: Event
     every: bool = False
+    vault: Vault | None = None
     _open: dict[str, Budget] = field(default_factory=dict, repr=False)
 
     def reserve(self, silos: Sequence[str]) -> None:
@@ -115,7 +118,7 @@ class SiloCustody:
 
     @property
     def _tray(self) -> Tray:
-        return Tray(self.tray, self.every)
+        return Tray(self.tray, self.every, self.vault)
 
     def _budget(self, silo: str) -> Budget:
         if silo not in self._open:
@@ -147,11 +150,14 @@ class Accounted:
 
 @dataclass(frozen=True)
 class KeptMechanism:
-    """A mechanism whose releases are charged to a ledger before they are made, and kept before they are used."""
+    """A mechanism whose releases are charged to a ledger before they are made, and kept before they are used: with
+    the mechanism's state, from which noise could be told, so `vault` seals it.
+    """
 
     mechanism: Mechanism
     ledger: Ledger
     path: Path
+    vault: Vault | None = None
 
     def init(self) -> Tree:
         return self.mechanism.init()
@@ -174,7 +180,7 @@ class KeptMechanism:
     def _kept(self, round: int) -> tuple[Release, Tree] | None:
         if not self.path.exists():
             return None
-        tree, meta = wire.unpack(self.path.read_bytes())
+        tree, meta = wire.unpack(kept(self.path, self.vault))
         if meta["round"] != round:
             return None
         tensors = {
@@ -187,4 +193,4 @@ class KeptMechanism:
         tree = {(f"release {part}", name): x for (part, name), x in release.tensors.items()}
         tree |= {(f"state {part}", name): x for (part, name), x in state.items()}
         meta = {"round": round, "event": dict(release.event), "unit": release.unit}
-        write_whole(self.path, wire.pack(tree, meta))
+        keep(self.path, wire.pack(tree, meta), self.vault)

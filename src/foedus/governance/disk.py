@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,18 +23,22 @@ def disk(place: Path) -> Iterator[None]:
         ) from error
 
 
-def write_whole(place: Path, blob: bytes) -> Path:
-    """Writes a file whole or not at all, durably. Raises `RunError` when the disk does not take it."""
+def write_whole(place: Path, blob: bytes | Iterable[bytes], *, private: bool = False) -> Path:
+    """Writes a file whole or not at all, durably, in one part or several as they come. `private`: for its owner only.
+
+    Raises `RunError` when the disk does not take it.
+    """
     with disk(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         beside = place.with_name(f".{place.name}.part")
         try:
-            with beside.open("wb") as file:
-                file.write(blob)
+            handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666)
+            with open(handle, "wb") as file:
+                file.writelines([blob] if isinstance(blob, bytes) else blob)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, place)
-        except OSError:
+        except BaseException:
             with suppress(OSError):
                 beside.unlink()
             raise
@@ -43,7 +47,7 @@ def write_whole(place: Path, blob: bytes) -> Path:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes renames inside a folder durable."""
+    """Makes renames inside a folder durable, or what is in a file."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

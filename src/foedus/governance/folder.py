@@ -5,7 +5,8 @@
     adapter/           the result                   summary.json, report.html
 
 Every file but the two `.jsonl` is written beside its place and moved in. A checkpoint counts once `index.json` names it
-with its SHA-256; the one before is kept, so a failure while writing loses nothing that was there.
+with the SHA-256 of its content; the one before is kept, so a failure while writing loses nothing that was there. With
+a vault, checkpoints are sealed, for they hold what silos of a simulation keep to themselves.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .. import wire
 from ..errors import RunError, WireError
 from ..types import State, Tree
 from .disk import disk, write_whole
+from .vault import Vault, keep, kept
 
 KEEP = 2  # checkpoints of a phase: the last, and the one before
 
@@ -33,18 +35,18 @@ Memories = Mapping[str, Tree]
 class RunFolder:
     """One run's folder on disk. Use `create` or `open`, and hold `lock()` while the run goes on."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._locked = path, False
+    def __init__(self, path: Path, vault: Vault | None = None) -> None:
+        self.path, self.vault, self._locked = path, vault, False
 
     @classmethod
-    def create(cls, path: Path, treaty: str, origin: Path | None = None) -> RunFolder:
+    def create(cls, path: Path, treaty: str, origin: Path | None = None, vault: Vault | None = None) -> RunFolder:
         """A new folder with the resolved treaty in it. Raises `RunError` as `check_free` does.
 
         `origin`: where the treaty lay, since a relative data source starts there. The treaty is written last: a folder
-        that has one is a run.
+        that has one is a run. `vault`: seals its checkpoints.
         """
         cls.check_free(path)
-        folder = cls(path)
+        folder = cls(path, vault)
         folder.write_json("origin.json", {"folder": os.path.relpath(origin or Path(), path)})
         folder.write("treaty.toml", treaty.encode())
         return folder
@@ -61,7 +63,7 @@ class RunFolder:
             )
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path, vault: Vault | None = None) -> RunFolder:
         """A folder that `create` made. Raises `RunError` when there is none."""
         if not (path / "treaty.toml").is_file():
             raise RunError(
@@ -69,7 +71,7 @@ class RunFolder:
                 "a folder without one" if path.is_dir() else "nothing there",
                 "Name the folder that was given to `foedus run --out`.",
             )
-        return cls(path)
+        return cls(path, vault)
 
     @property
     def origin(self) -> Path:
@@ -119,7 +121,7 @@ class RunFolder:
         """Keeps a state, and what silos of a simulation keep to themselves, as the newest of its phase."""
         blob = wire.pack(_flat(state, memories), {"round": state.round, "settings": dict(state.settings)})
         name = f"checkpoints/{phase}-{state.round:05d}.safetensors"
-        self.write(name, blob)
+        keep(self.path / name, blob, self.vault)
         index = self._index()
         entries = [entry for entry in index.get(phase, []) if entry["round"] < state.round]
         entry = {"round": state.round, "file": name, "sha256": wire.digest(blob)}
@@ -141,7 +143,7 @@ class RunFolder:
             known = ", ".join(str(e["round"]) for e in entries)
             raise RunError(f"a checkpoint of round {known}", f"round {round}", "Choose one of those with --round.")
         try:
-            blob = (self.path / chosen["file"]).read_bytes()
+            blob = kept(self.path / chosen["file"], self.vault)
             if wire.digest(blob) != chosen["sha256"]:
                 raise WireError(f"content {chosen['sha256'][:12]}", wire.digest(blob)[:12], "")
             return _nested(blob)
@@ -161,8 +163,10 @@ class RunFolder:
         return RunError(expected, came, do, where=str(file))
 
     def _is_whole(self, entry: dict) -> bool:
-        file = self.path / entry["file"]
-        return file.exists() and wire.digest(file.read_bytes()) == entry["sha256"]
+        try:
+            return wire.digest(kept(self.path / entry["file"], self.vault)) == entry["sha256"]
+        except (OSError, WireError):
+            return False
 
     def _index(self) -> dict[str, list[dict]]:
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from ..governance.ledger import misfit
+from ..governance.ledger import Chain
 
 FILES = ("summary.json", "metrics.jsonl", "ledger.jsonl", "treaty.toml")
 
@@ -89,11 +89,12 @@ def read_run(folder: Path) -> Run:
 
 def verify_chain(records: Iterable[Record]) -> Ledger:
     """The ledger, with the first record that does not continue the chain; see `governance/ledger.py`."""
-    records = tuple(records)
+    records, chain = tuple(records), Chain()
     for index, record in enumerate(records):
-        if why := misfit(record, records[:index]):
+        if why := chain.misfit(record):
             return Ledger(records, index, why)
-    return Ledger(records)
+    why = chain.unfinished()
+    return Ledger(records, len(records) - 1, why) if why else Ledger(records)
 
 
 def _latest(records: Iterable[Record], *names: str) -> tuple[Record, ...]:

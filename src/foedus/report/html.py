@@ -164,7 +164,7 @@ def _so_far(run: Run) -> Record:
     """The facts that the ledger opens with, and ε of the rounds that were begun; {} where there is no guarantee."""
     if run.ledger.broken_at is not None:
         return {}
-    facts = next((record["body"].get("privacy") for record in run.ledger.records[:1]), None)
+    facts = next((r["body"].get("privacy") for r in run.ledger.records if r["kind"] == "opened"), None)
     if not facts or facts["epsilon"] is None:
         return facts or {}
     charged = privacy.events_by_round(run.ledger.records)

@@ -38,7 +38,7 @@ class Weigh(Plain):
         scaled = {
             key: x if key[0] == "metric" else x * np.asarray(weight, x.dtype) for key, x in update.tensors.items()
         }
-        return replace(update, tensors=scaled | {WEIGHT: np.array([weight])})
+        return replace(update, tensors=scaled | {WEIGHT: np.array([float(weight)])})
 
     def bound(self, bound: float, task: Task) -> float:
         weight = min(self._cap, 1.0) if self.by == "uniform" else self._cap

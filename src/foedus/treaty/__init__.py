@@ -6,6 +6,7 @@ product's and others'; `core.py` the value, its canonical form and its digest.
 
 from .combinations import COMBINATIONS, Combination, decide
 from .core import Treaty, from_dict
+from .deployed import obstacles, roster
 from .features import beside
 from .mistakes import Mistakes
 from .reading import load, parse
@@ -24,8 +25,10 @@ __all__ = [
     "from_dict",
     "load",
     "not_covered",
+    "obstacles",
     "parse",
     "privacy",
+    "roster",
     "statement",
     "unprotected",
 ]

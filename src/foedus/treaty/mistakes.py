@@ -15,7 +15,7 @@ from .schema import MOST, SECTIONS
 
 _KINDS = {str: "text", bool: "boolean", int: "integer", float: "float", list: "list", tuple: "list", dict: "table"}
 _NO_SECTION = {
-    "charter": "This version reads no charters: what a silo permits, it decides by taking part. Remove the section.",
+    "charter": "What a silo permits stands in its own charter.toml, never in a treaty. Remove the section.",
 }
 
 

@@ -28,7 +28,7 @@ ATTENTIVE = ("entropy", "rank", "error", "distance")
 LEAST_ROOM = 127
 """Steps either way that a coordinate of one silo needs at least: eight bits, of which rounding takes the last."""
 _ADAPTIVE = ("adagrad", "adam", "yogi")
-_FOLDER_NAME = re.compile(r"\w(?:[\w.-]{0,78}[\w-])?")
+FOLDER_NAME = re.compile(r"\w(?:[\w.-]{0,78}[\w-])?")
 
 PRESENT: tuple[str, ...] = ()
 """In place of values: whatever the deciding key is, as long as it asks for something."""
@@ -245,6 +245,12 @@ def _keep_needs_a_domain(t: Facts) -> Iterator[TreatyError]:
         yield problem("data.domain", "domain, the column in which keep looks", "none", do)
 
 
+@_reads("data.labels", "data.label")
+def _labels_of_a_column(t: Facts) -> Iterator[TreatyError]:
+    if t.given("data.labels") and not t.given("data.label"):
+        yield _absent(t, "data.label", "data.labels")
+
+
 @_reads("data.source", "silos.by")
 def _memory_is_given(t: Facts) -> Iterator[TreatyError]:
     source, by = t["data.source"], t["silos.by"]
@@ -313,24 +319,17 @@ def _skew_of_something(t: Facts) -> Iterator[TreatyError]:
         yield _absent(t, "data.label", "silos.by")
 
 
-@_reads("silos.by", "silos.names")
-def _given_silos_have_names(t: Facts) -> Iterator[TreatyError]:
-    if t["silos.by"] == GIVEN and t.given("silos.names"):
-        do = "Remove names: silos handed over in Python come with theirs."
-        yield problem("silos.names", f'no names with by = "{GIVEN}"', t.line("silos.names"), do)
-
-
 @_reads("silos.by", "silos.names", "silos.count")
-def _a_name_for_every_drawn_silo(t: Facts) -> Iterator[TreatyError]:
+def _a_name_for_every_silo(t: Facts) -> Iterator[TreatyError]:
     names, count = t["silos.names"], t["silos.count"]
-    if t["silos.by"] not in COUNTED or not t.given("silos.names"):
+    if t["silos.by"] not in DRAWN or not t.given("silos.names"):
         return
-    if t.given("silos.count") and len(names) != count:
+    if t.applies("silos.count") and t.given("silos.count") and len(names) != count:
         do = f"Set count = {len(names)}, or give {count} names."
         yield problem("silos.names", f"as many names as silos, {count}", f"{len(names)}", do)
-    for odd in (name for name in names if not _FOLDER_NAME.fullmatch(name)):
+    for odd in (name for name in names if not FOLDER_NAME.fullmatch(name)):
         do = 'Use letters, digits, "_", "-" and ".", the last two not at the start, 80 at most.'
-        yield problem("silos.names", "names of drawn silos that are fit for folders", text.value(odd), do)
+        yield problem("silos.names", "names of silos that are fit for folders", text.value(odd), do)
         return
     if len({name.casefold() for name in names}) < len(names):
         do = "Rename one: some file systems do not tell upper case from lower case."
@@ -709,7 +708,7 @@ def _members_of_named_silos(t: Facts) -> Iterator[TreatyError]:
     elif len(members) != len(names):
         do = "Give names, as many as there are lists in members."
         yield problem("silos.names", f"a name for each of {len(members)} silos with members", f"{len(names)}", do)
-    for odd in (name for name in names if not _FOLDER_NAME.fullmatch(name)):
+    for odd in (name for name in names if not FOLDER_NAME.fullmatch(name)):
         do = 'Use letters, digits, "_", "-" and ".", the last two not at the start, 80 at most.'
         yield problem("silos.names", "names of silos with members that are fit for folders", text.value(odd), do)
         return

@@ -160,7 +160,7 @@ class Data(Section):
     """[data]: where the text is and what its columns are called. Left out, the data are handed over in Python."""
 
     source: Line = Field(
-        description='a catalogued name, a path from here, hf:org/name, or "memory"',
+        description='a catalogued name, a path, hf:org/name, or "memory": what silos hand over',
         examples=["20newsgroups"],
     )
     test_source: Line | None = Field(
@@ -181,6 +181,12 @@ class Data(Section):
         description="only these domains",
         examples=[["sci.med", "sci.space"]],
         json_schema_extra=_says("a list of distinct domains"),
+    )
+    labels: Names | None = Field(
+        None,
+        description="all that there may be; left out, those found at all silos",
+        examples=[["ham", "spam"]],
+        json_schema_extra=_says("a list of distinct labels"),
     )
     max_examples: Count | None = Field(None, description="at most so many examples a silo", examples=[1000])
     scrub: Scrub = Field(
@@ -214,7 +220,7 @@ class Silos(Section):
     min_examples: Count = Field(1, description="a silo with fewer is refused")
     names: SiloNames = Field(
         (),
-        description="of drawn silos, in order; else which of the column's values are silos",
+        description="of drawn or given silos, in order; else which of the column's values are silos",
         examples=[["north", "south"]],
         json_schema_extra=_says("a list of distinct names"),
     )

@@ -1,0 +1,1 @@
+"""Deployment: a federation between organisations. Read `guard.py` first: it is where a silo protects itself."""

@@ -1,0 +1,89 @@
+"""A federation with real homes on disk, joined as its people would: what the tests of runs between parties stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from foedus.deploy import signing
+from foedus.deploy.guard import Guard
+from foedus.deploy.home import FederationHome, Settings, SiloHome, SiloSettings, read_card
+from foedus.deploy.host import Host
+from foedus.engines.line import Faults, Loopback
+from foedus.treaty import Treaty, signed
+
+from .test_parties import SILOS, files
+
+CHARTER = """
+[models]
+"tiny:llama" = "any"
+[adapters]
+kinds = ["lora"]
+max_rank = 8
+[training]
+tasks = ["causal-lm"]
+algorithms = ["fedavg", "scaffold"]
+max_rounds = 50
+max_steps = 5
+[data]
+columns = ["text", "domain"]
+[privacy]
+unit = "none"
+epsilon = 8.0
+epsilon_for_life = 10.0
+delta = 1e-5
+[secure]
+sums = ["open", "masked"]
+others = 0
+[disclosure]
+loss = true
+[evaluation]
+splits = ["validation", "test"]
+baselines = ["base"]
+[limits]
+max_bytes = 10_000_000
+"""
+
+
+@dataclass
+class Federation:
+    """A coordinator and three silos that joined, in one folder. `faults`: of the line between them."""
+
+    folder: Path
+    faults: Faults = field(default_factory=Faults)
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        said = {"deadline_s": 60.0, "backoff_s": 0.01, "patience_s": 30.0, "dashboard": "", **self.settings}
+        address = str(said.pop("address", "127.0.0.1:9443"))
+        self.home = FederationHome.create(self.folder / "federation", Settings("tests", address, **said))  # type: ignore[arg-type]
+        self.silos = {name: SiloHome.create(self.folder / name, SiloSettings(name, dashboard="")) for name in SILOS}
+        for silo in self.silos.values():
+            self.home.admit(read_card(silo.card))
+            silo.join(self.home.invitation())
+            silo.charter.write_text(CHARTER)
+        (self.folder / "data").mkdir()
+        self.files = files(self.folder / "data")
+
+    def propose(self, treaty: Treaty, signers: tuple[str, ...] = SILOS) -> None:
+        """The treaty in every home, signed there by these."""
+        made, _ = signing.propose(self.home, treaty)
+        for name, silo in self.silos.items():
+            if name in signers:
+                signing.sign(silo, made)
+            else:
+                signed.save(made, signed.place(silo.treaties, made.digest))
+
+    def sign_late(self, name: str) -> None:
+        """A silo signs the one treaty that it has."""
+        signing.sign(self.silos[name], *self.silos[name].signed())
+
+    def lines(self, home: FederationHome, nodes: Mapping[str, str]) -> Loopback:
+        """A line to silos in this process."""
+        return Loopback({name: partial(self.guard, name) for name in nodes}, self.faults)
+
+    def guard(self, name: str) -> Guard:
+        """The process of a silo, as it starts."""
+        return Host(self.silos[name], self.files[name]).guard

@@ -1,0 +1,232 @@
+"""A treaty between organisations, from homes on disk to an adapter in the registry; and as real processes over TLS."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from foedus.build import build
+from foedus.deploy.coordinator import running, status
+from foedus.deploy.run import Present, begin_run, carry_out, is_deployed
+from foedus.engines import Ask
+from foedus.engines.line import Faults
+from foedus.errors import RunError
+from foedus.governance import RunFolder, consent, verify
+from foedus.governance.registry import Registry
+from foedus.governance.witness import compare
+from foedus.treaty import Treaty
+from foedus.types import Receipt, Report
+
+from .federation import Federation
+from .test_parties import MASKED, SILOS, files, last, same, treaty
+
+
+def as_in_one_process(by: Treaty, folder: RunFolder, data: Path) -> bool:
+    """Whether a run came to the parameters of the same treaty with all data in this process."""
+    place, (state, _) = build(by, files(data)), folder.restore("federated")
+    return same(state, last(place, place.engine()))
+
+
+@pytest.mark.parametrize("sums", [{}, MASKED], ids=["open", "masked"])
+def test_a_signed_treaty_over_a_bad_line_gives_the_adapter_of_one_process_and_registers_it(tmp_path, sums):
+    by = treaty(tmp_path, sums, {"algorithm.rounds": 3, "cohort.minimum": 3})
+    crashes = {"north": frozenset({3}), "south": frozenset({6})}
+    faults, said = (
+        Faults(refuse=0.1, duplicate=0.3, delay_s=0.01, crash=crashes),
+        {"deadline_s": 6.0, "patience_s": 600.0},
+    )
+    parties = Federation(tmp_path, faults, said)
+    parties.propose(by, signers=("north", "east"))
+    folder = begin_run(parties.home, by)
+    assert is_deployed(folder)
+    seen = []
+    for event in carry_out(parties.home, folder, lines=parties.lines):
+        seen.append(event.kind)
+        if event.phase == "no signature of south under three-parties yet":
+            parties.sign_late("south")
+    assert seen[:4] == ["silo", "silo", "waiting", "silo"] and seen.count("round") == 3
+    assert as_in_one_process(by, folder, tmp_path)
+    registry = Registry(parties.home.registry, parties.home.store)
+    (version,) = registry.versions()
+    registry.close()
+    assert (version.model, str(version.stage), version.treaty) == (by.name, "candidate", by.digest())
+    assert running(parties.home)["state"] == "done"
+    own = verify(folder.path / "ledger.jsonl")
+    for silo in parties.silos.values():
+        found = compare(own, verify(silo.ledger))
+        assert found.same and len(found.agreed) == 3
+
+
+def test_a_silo_that_is_paused_or_withdrew_is_left_out_from_the_next_round_on(tmp_path):
+    by = treaty(tmp_path, {"algorithm.rounds": 4, "evaluation.every": 9, "evaluation.baselines": []})
+    parties = Federation(tmp_path)
+    parties.propose(by)
+    folder, took = begin_run(parties.home, by), []
+    for event in carry_out(parties.home, folder, lines=parties.lines):
+        if event.kind != "round":
+            continue
+        took.append(sorted(event.row["silos"]))
+        match event.round:
+            case 1:
+                consent.write(parties.silos["north"].state, consent.Consent(paused=True))
+            case 2:
+                consent.write(parties.silos["north"].state, consent.Consent())
+                consent.write(parties.silos["south"].state, consent.Consent().without(by.digest()))
+    assert took == [sorted(SILOS), ["east", "south"], ["east", "north"], ["east", "north"]]
+
+
+def test_a_round_with_too_few_silos_waits_for_them_and_then_stops_a_run_that_can_be_resumed(tmp_path):
+    by = treaty(tmp_path, {"cohort.minimum": 3, "evaluation.baselines": []})
+    parties = Federation(tmp_path, settings={"patience_s": 3.0})
+    parties.propose(by)
+    folder = begin_run(parties.home, by)
+    with pytest.raises(RunError, match="enough silos within 3 s"):
+        for event in carry_out(parties.home, folder, lines=parties.lines):
+            if event.kind == "begin":
+                consent.write(parties.silos["north"].state, consent.Consent(paused=True))
+    assert running(parties.home)["state"] == "stopped"
+    waited = 0
+    for event in carry_out(parties.home, folder, lines=parties.lines):
+        if event.kind == "waiting":
+            waited += 1
+            consent.write(parties.silos["north"].state, consent.Consent())
+    assert waited == 1 and as_in_one_process(by, folder, tmp_path)
+
+
+@pytest.mark.parametrize("sums", [{}, MASKED], ids=["open", "masked"])
+def test_a_run_whose_coordinator_was_stopped_goes_on_where_it_was(tmp_path, sums):
+    by = treaty(tmp_path, sums, {"evaluation.baselines": []})
+    parties = Federation(tmp_path)
+    parties.propose(by)
+    folder = begin_run(parties.home, by)
+    with closing(carry_out(parties.home, folder, lines=parties.lines)) as events:
+        assert next(event for event in events if event.kind == "round").round == 1
+    assert running(parties.home)["state"] == "stopped"
+    seen = [(event.kind, event.round) for event in carry_out(parties.home, folder, lines=parties.lines)]
+    assert [round for kind, round in seen if kind == "round"] == [2]
+    assert as_in_one_process(by, folder, tmp_path)
+
+
+def test_a_treaty_that_was_not_proposed_is_not_begun_and_a_treaty_is_begun_once(tmp_path):
+    by, parties = treaty(tmp_path), Federation(tmp_path)
+    with pytest.raises(RunError, match="a treaty that was proposed"):
+        begin_run(parties.home, by)
+    parties.propose(by, signers=())
+    begin_run(parties.home, by)
+    with pytest.raises(RunError, match="already there"):
+        begin_run(parties.home, by)
+
+
+def test_the_status_of_a_federation_says_who_is_missing(tmp_path):
+    by, parties = treaty(tmp_path), Federation(tmp_path)
+    parties.propose(by, signers=("north",))
+    said = status(parties.home)
+    assert not said["up"] and set(said["silos"]) == set(SILOS)
+    missing = ["north", "east", "south"]
+    assert said["treaties"] == [{"name": by.name, "digest": by.digest(), "binding": False, "missing": missing}]
+    assert said["certificates"]["warnings"] == [] and said["ledger"]["verified"]
+    json.dumps(said)
+
+
+# ---- real processes ----
+
+
+@contextmanager
+def process(home: Path, app: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A resident process of `foedus`, as its operator starts it. Ends with it."""
+    code = f"from foedus.{app} import app; app()"
+    with (home / "log").open("ab") as log:
+        command = [sys.executable, "-c", code, "up", "--home", str(home), *words]
+        started = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+
+
+def soon(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
+    until = time.monotonic() + seconds
+    while not holds() and time.monotonic() < until:
+        time.sleep(0.05)
+    return holds()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def all_connected(parties: Federation) -> bool:
+    silos = parties.home.read_status().get("silos", {})
+    return len(silos) == 3 and all(silo["connected"] for silo in silos.values())
+
+
+@pytest.mark.timeout(300)
+def test_real_processes_over_tls_give_the_adapter_of_one_though_a_silo_is_killed_on_the_way(tmp_path):
+    pytest.importorskip("flwr")
+    by = treaty(tmp_path, {"cohort.minimum": 3, "evaluation.baselines": []})
+    parties = Federation(tmp_path, settings={"address": f"127.0.0.1:{free_port()}", "patience_s": 120.0})
+    parties.propose(by, signers=("north", "east"))
+    homes = {name: silo.path for name, silo in parties.silos.items()}
+
+    def silo(name: str):
+        return process(homes[name], "cli_silo", "--data", str(parties.files[name]))
+
+    with ExitStack() as ends:
+        chair = ends.enter_context(process(parties.home.path, "cli_coordinator"))
+        silos = {name: ends.enter_context(silo(name)) for name in SILOS}
+        assert soon(lambda: all_connected(parties), 120)
+        parties.sign_late("south")
+        folder = begin_run(parties.home, by)
+        for event in carry_out(parties.home, folder):
+            if event.kind == "round" and event.round == 1:
+                silos["east"].kill()
+                silos["east"].wait()
+                silos["east"] = ends.enter_context(silo("east"))
+        assert as_in_one_process(by, folder, tmp_path)
+        own = verify(folder.path / "ledger.jsonl")
+        assert all(compare(own, verify(one.ledger)).same for one in parties.silos.values())
+        for one in (*silos.values(), chair):
+            one.terminate()
+        assert [one.wait(20) for one in (*silos.values(), chair)] == [0, 0, 0, 0]
+    assert not any(home.read_status() for home in (parties.home, *parties.silos.values()))
+
+
+class Calls:
+    """An engine that is asked, and a line on which only some are there."""
+
+    def __init__(self) -> None:
+        self.memory, self.here, self.kinds = {}, frozenset(SILOS), []
+
+    def silos(self) -> frozenset[str]:
+        return self.here
+
+    def ask(self, asks: Sequence[Ask]) -> Iterator[Report]:
+        self.kinds += [(ask.kind, ask.silo) for ask in asks]
+        yield from (Report(ask.silo, 0, b"", Receipt(ask.silo, 0)) for ask in asks)
+
+
+def test_a_silo_is_introduced_once_and_one_that_is_gone_fails_without_anybody_waiting(tmp_path):
+    parties = Federation(tmp_path)
+    parties.propose(treaty(tmp_path))
+    calls, (signed,) = Calls(), parties.home.signed()
+    engine, asks = Present(calls, calls, signed, grace_s=0.05), [Ask("join", silo, b"") for silo in ("north", "east")]
+    assert all(not report.receipt.failure for _ in range(2) for report in engine.ask(asks))
+    assert calls.kinds == [(kind, silo) for kind in ("hello", "join", "join") for silo in ("north", "east")]
+    calls.here = frozenset(["north"])
+    assert not [report for report in engine.ask(asks) if report.receipt.failure]  # it may be about to come back
+    time.sleep(0.06)
+    assert [report.silo for report in engine.ask(asks) if report.receipt.failure] == ["east"]
+    calls.here = frozenset(SILOS)
+    assert not [report for report in engine.ask(asks) if report.receipt.failure]
