@@ -12,6 +12,7 @@
     secure       keys, shares and the coordinator's part of a secure sum, beside Flower's; and 10,000 simulated silos
     secure_round what secure sums add to a whole round, in time and bytes
     homomorphic  what encrypted sums cost, beside TenSEAL
+    flower_wire  what our line adds to Flower's own floor over TLS, in time and bytes
 
 A benchmark is a module with `rows()`, which gives the rows of the table; `table.py` says what a row is.
 """

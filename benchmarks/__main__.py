@@ -12,7 +12,7 @@ from .table import Row, save, show
 
 NAMES = (
     "step", "federation", "memory", "flower", "overhead", "private_step", "noise", "calibrate", "masks", "secure",
-    "secure_round", "homomorphic",
+    "secure_round", "homomorphic", "flower_wire",
 )  # fmt: skip
 STEPS = 30  # of step, so that the whole takes some ten minutes; run alone it takes 100
 

@@ -21,8 +21,8 @@ LAYERS = [
     "treaty methods build sums estimate",
     "report listing",
     "execute progress auditing worker launch study advise sinks dashboard deploy",
-    "trainer console cli cli_advise cli_coordinator cli_dashboard cli_ledger cli_privacy cli_registry cli_silo cli_study"
-    " cli_treaty",
+    "trainer console cli cli_advise cli_coordinator cli_dashboard cli_ledger cli_privacy cli_registry cli_silo"
+    " cli_study cli_treaty",
     "__main__",
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms.split()}

@@ -147,13 +147,15 @@ def _in_words(found: Signed) -> dict[str, list[str]]:
 
 
 def _trained(t: Any) -> list[str]:
+    from .treaty.charter import columns_of, sources_of
+
     kind = f"a LoRA adapter of rank {t.adapter.rank}" if t.adapter.kind == "lora" else "every parameter"
     work = f"{t.local.steps} steps" if t.local.steps else f"{t.local.epochs} passes over its text"
-    columns = ", ".join(dict.fromkeys([*t.data.text, *filter(None, (t.data.target, t.data.label, t.data.domain))]))
     return [
         f"{kind} of {t.model.base}, for {t.model.task}",
         f"by {t.algorithm.name}: {t.algorithm.rounds} rounds, each of {work} at a silo, {t.local.batch} rows a step",
-        f"from these columns of a silo's data: {columns}",
+        f"from these columns of a silo's data: {', '.join(columns_of(t))}",
+        f"and from these sources beside it: {', '.join(sources_of(t)) or 'none'}",
     ]
 
 

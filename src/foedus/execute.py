@@ -29,6 +29,7 @@ from .evaluation import TOGETHER, figures
 from .gather import EncryptedSums, Masked
 from .governance import Accounted, Journal, KeptMechanism, Ledger, Openings, RunFolder, SiloCustody, Tray
 from .governance.machine import hardware, versions
+from .governance.vault import Vault
 from .lm.adapters import save_adapter
 from .loop import Federation
 from .privacy.plan import facts
@@ -83,9 +84,9 @@ class Phase:
     evaluate_every: int | None = None
 
 
-def begin(treaty: Treaty, path: Path) -> RunFolder:
-    """A new run's folder for a treaty."""
-    return RunFolder.create(path, treaty.resolved(), treaty.folder)
+def begin(treaty: Treaty, path: Path, vault: Vault | None = None) -> RunFolder:
+    """A new run's folder for a treaty. `vault`: seals its checkpoints."""
+    return RunFolder.create(path, treaty.resolved(), treaty.folder, vault)
 
 
 def treaty_of(folder: RunFolder) -> Treaty:
@@ -134,10 +135,10 @@ def open_session(
     folder: RunFolder, place: Workplace, engine: Engine | None = None, keeper: Identity | None = None
 ) -> Session:
     """The run of a treaty in `folder`. `engine`: what carries the federation's asks; left out, this process."""
-    ledger = Ledger(folder.path / "ledger.jsonl", keeper)
+    ledger = Ledger(folder.path / "ledger.jsonl", keeper, f"run of {place.treaty.digest()[:12]}")
     rules = place.federation
     if place.privacy is not None and not place.privacy.at_silos:
-        kept = KeptMechanism(rules.mechanism, ledger, folder.path / "release.safetensors")
+        kept = KeptMechanism(rules.mechanism, ledger, folder.path / "release.safetensors", folder.vault)
         rules = replace(rules, mechanism=kept)
     if isinstance(rules.gather, (Masked, EncryptedSums)):
         rules = replace(rules, gather=replace(rules.gather, openings=Openings(ledger)))
@@ -165,21 +166,22 @@ def _all_here(folder: RunFolder, place: Workplace) -> None:
 
 
 def custody(folder: RunFolder, place: Workplace, budgets: Path | None = None) -> Custody | None:
-    """What the silos of this process keep of what they gave; None where a round may be given twice. `budgets`: where
-    theirs lie, if not where those of a simulation do.
+    """What the silos of this process keep of what they gave, sealed where the folder has a vault; None where a round
+    may be given twice. `budgets`: where theirs lie, if not where those of a simulation do; noise that the server adds
+    is then in them too, since a silo elsewhere has no other record of it.
     """
     plan, tray = place.privacy, folder.path / TRAY
     every = KEEP_TRAYS in os.environ
     if place.sums is not None:
         place.sums.membership.journal = Journal(folder.path / "journals")
-    if plan is not None and plan.at_silos:
+    if plan is not None and (plan.at_silos or budgets is not None):
         kept = SiloCustody(
             budgets=budgets or budgets_of(folder), tray=tray, treaty=place.treaty.digest(), unit=plan.terms.unit,
-            events=plan.events, whole=plan.event(), every=every,
+            events=plan.events, whole=plan.event(), every=every, vault=folder.vault,
         )  # fmt: skip
         kept.reserve(list(place.silos))
         return kept
-    return Tray(tray, every) if place.sums is not None else None
+    return Tray(tray, every, folder.vault) if place.sums is not None else None
 
 
 def _empty_trays(s: Session) -> None:

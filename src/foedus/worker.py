@@ -35,6 +35,7 @@ from .types import Receipt, Report
 if TYPE_CHECKING:
     from .engines import InProcess
     from .governance.circle import Circle
+    from .governance.vault import Vault
     from .treaty import Treaty
 
 log = logging.getLogger("foedus.worker")
@@ -81,12 +82,14 @@ def engine_of(
     examples: Any = None,
     circle: Circle | None = None,
     budgets: Path | None = None,
+    vault: Vault | None = None,
 ) -> InProcess:
     """What answers for one silo of a treaty, its file, or a run's folder.
 
     `folder`: where the silo keeps what must outlive its process: out-tray and journal, its budget unless `budgets` is
     another folder, and its identity, if it was dealt one there. `examples`: its own, as `build` takes them; left out,
-    its share of the treaty's source. `circle`: the parties to secure sums; left out, those that were dealt.
+    its share of the treaty's source. `circle`: the parties to secure sums; left out, those that were dealt. `vault`:
+    seals the out-tray.
     Raises what `build` and `dealt` raise, and `SiloError` for a silo that the treaty does not have.
     """
     treaty = _treaty(source) if isinstance(source, Path) else source
@@ -101,7 +104,7 @@ def engine_of(
     place = build(treaty.replace(**{"performance.threads": threads}), data, circle=circle, only=silo)
     if silo not in place.silos:
         raise SiloError("one of the treaty's silos, with its data", f'"{silo}"', one_of(silo, place.federation.silos))
-    kept = custody(RunFolder(folder), place, budgets) or Tray(folder / "out-tray")
+    kept = custody(RunFolder(folder, vault), place, budgets) or Tray(folder / "out-tray", vault=vault)
     engine = place.engine(custody=kept)
     engine.memory[silo] = kept.memory(silo)
     return engine

@@ -9,6 +9,7 @@ import pytest
 
 from foedus.dashboard import CoordinatorView, SiloView
 from foedus.dashboard.alarms import ALARMS, of_federation, of_silo
+from foedus.dashboard.view import _minute
 
 from .homes import evaluation, federation, silo, write_run
 
@@ -144,3 +145,8 @@ def test_a_folder_of_runs_and_a_single_run_are_homes_too(tmp_path):
     write_run(tmp_path / "runs" / "one", 2)
     assert [run.name for run in CoordinatorView(tmp_path / "runs").look().runs] == ["one"]
     assert CoordinatorView(tmp_path / "runs" / "one").look().run().done == 2
+
+
+def test_a_moment_reads_as_people_read_it():
+    assert _minute("2026-11-22T00:09:30.935314+01:00") == "2026-11-21 23:09 UTC"
+    assert (_minute(None), _minute("lately")) == ("", "lately")

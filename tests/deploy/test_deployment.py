@@ -22,6 +22,7 @@ from foedus.engines.line import Faults
 from foedus.errors import RunError
 from foedus.governance import RunFolder, consent, verify
 from foedus.governance.registry import Registry
+from foedus.governance.vault import fresh_key_file, is_sealed
 from foedus.governance.witness import compare
 from foedus.treaty import Treaty
 from foedus.types import Receipt, Report
@@ -64,6 +65,22 @@ def test_a_signed_treaty_over_a_bad_line_gives_the_adapter_of_one_process_and_re
     for silo in parties.silos.values():
         found = compare(own, verify(silo.ledger))
         assert found.same and len(found.agreed) == 3
+
+
+def test_where_homes_have_vaults_checkpoints_and_out_trays_are_sealed(tmp_path):
+    key = f"file:{fresh_key_file(tmp_path / 'vault.key')}"
+    by = treaty(tmp_path, {"algorithm.rounds": 1, "evaluation.baselines": []})
+    parties = Federation(tmp_path, settings={"key": key})
+    north = parties.silos["north"]
+    north.file.write_text(north.file.read_text().replace('key = ""', f'key = "{key}"'))
+    parties.propose(by)
+    with pytest.raises(RunError, match="inside the home"):
+        begin_run(parties.home, by, tmp_path / "elsewhere")
+    folder = begin_run(parties.home, by)
+    list(carry_out(parties.home, RunFolder.open(folder.path), lines=parties.lines))
+    found = [*folder.path.glob("checkpoints/*.safetensors"), *north.path.glob("work/*/out-tray/*")]
+    assert len(found) > 1 and all(map(is_sealed, found))
+    assert list(carry_out(parties.home, RunFolder.open(folder.path), lines=parties.lines))[-1].kind == "done"
 
 
 def test_a_silo_that_is_paused_or_withdrew_is_left_out_from_the_next_round_on(tmp_path):

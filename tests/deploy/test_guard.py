@@ -127,6 +127,26 @@ def test_what_the_operator_decides_holds_from_the_next_message_on(parties, decis
     assert not exchange(guard, gate, ask(1)).receipt.failure
 
 
+@pytest.mark.parametrize("decision", ["pauses", "withdraws", "a stricter charter"])
+def test_what_the_operator_decides_while_the_silo_works_keeps_its_answer_inside(parties, decision):
+    engine = parties.engines["north"]
+    honest = engine.ask
+
+    def decides(asks):
+        reports = list(honest(asks))
+        if decision == "a stricter charter":
+            changed(parties, "max_rounds = 10", "max_rounds = 1")
+        else:
+            gone = (parties.signed.digest,) if decision == "withdraws" else ()
+            parties.says("north", paused=decision == "pauses", withdrawn=gone)
+        return reports
+
+    engine.ask = decides
+    report = exchange(parties.guard(), parties.seal(), ask(0))
+    assert why(report) in (Reason.PAUSED, Reason.WITHDRAWN, Reason.CHARTER) and not report.payload
+    assert worked(parties) == 1 and not records(parties.home("north"), "answered")
+
+
 def test_nothing_is_done_outside_the_hours_or_after_the_last_day_but_to_say_hello(parties):
     changed(parties, "[limits]", '[hours]\nzone = "UTC"\nbegin = "13:00"\nend = "14:00"\n[limits]')
     guard, gate = parties.guard(), parties.seal()

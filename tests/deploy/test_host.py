@@ -10,9 +10,10 @@ from foedus.deploy import host as hosts
 from foedus.deploy.host import MOST_LOADED, Host
 from foedus.deploy.resident import resident
 from foedus.errors import FoedusError, RunError, SiloError
+from foedus.governance import Budget
 
 from .federation import Federation
-from .test_parties import treaty
+from .test_parties import SILO, treaty
 
 
 @pytest.fixture
@@ -46,6 +47,18 @@ def test_a_model_and_data_are_loaded_once_and_what_goes_wrong_stays_with_the_sil
     assert host.work(signed) is host.work(signed) and loaded == ["three-parties"]
     (one,) = said["treaties"].values()
     assert one["state"] == "ready"
+
+
+def test_noise_that_the_server_adds_is_promised_in_the_budget_of_a_silo_elsewhere(parties):
+    for silo in parties.silos.values():
+        noisy = silo.charter.read_text().replace("epsilon = 8.0", 'epsilon = 1e6\nplacements = ["server"]')
+        silo.charter.write_text(noisy.replace("life = 10.0", "life = 1e6\nsimulated_noise = true"))
+    parties.propose(treaty(parties.folder, SILO))
+    home = parties.silos["north"]
+    (signed,) = home.signed()
+    Host(home, parties.files["north"]).work(signed)
+    kept = Budget(home.budgets, "north")
+    assert kept.knows(signed.digest) and kept.promised() != Budget(parties.folder, "nobody").promised()
 
 
 def test_models_of_the_latest_treaties_are_held_and_no_others(parties, monkeypatch):

@@ -77,6 +77,20 @@ def test_a_treaty_is_shown_in_plain_words_with_the_charters_verdict(homes):
     assert said("show", copy, "--home", homes / "federation")["charter"] is None
 
 
+def test_a_treaty_that_is_shown_names_every_column_and_source_and_its_words_move_no_cursor(homes):
+    hostile = (
+        TREATY.replace('name = "tiny"', 'name = "tiny"\npurpose = "for \\u001b[2J\\u202eyou"')
+        .replace('source = "memory"', 'source = "friends"\nauthor = "patient"\ntimestamp = "seen"')
+        .replace("[silos]", '[silos]\nby = "iid"\ncount = 3')
+    )
+    (homes / "treaty.toml").write_text(hostile)
+    said("propose", homes / "treaty.toml", "--home", homes / "federation")
+    shown = CliRunner().invoke(app, ["show", str(copied(homes, "north")), "--home", str(homes / "north")]).stdout
+    assert "silo's data: text, patient, seen" in shown
+    assert "and from these sources beside it: friends" in shown
+    assert "\x1b" not in shown and "\u202e" not in shown and "for \ufffd[2J\ufffdyou" in shown
+
+
 def test_a_silo_refuses_with_the_clause_that_says_no_and_its_ledger_shows_the_attempt(homes):
     said("propose", homes / "treaty.toml", "--home", homes / "federation")
     copy, before = copied(homes, "north"), copied(homes, "north").read_bytes()

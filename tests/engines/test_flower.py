@@ -282,6 +282,13 @@ def test_a_superlink_that_is_killed_and_restarted_goes_on_with_the_same_line(lin
     assert answers == [f"{silo} {federation.silos[silo].pid} again".encode() for silo in SILOS]
 
 
+def test_the_process_that_faces_the_network_is_given_no_secret(tmp_path, monkeypatch):
+    for name in ("FOEDUS_KEY", "FOEDUS_DASHBOARD_TOKEN", "PGPASSWORD"):
+        monkeypatch.setenv(name, "secret")
+    found = flower._environment(tmp_path)
+    assert "secret" not in found.values() and found["FLWR_HOME"] == str(tmp_path) and "PATH" in found
+
+
 def test_without_a_superlink_there_is_no_line(tmp_path):
     with pytest.raises(RunError, match="foedus coordinator up"):
         flower.FlowerLine(tmp_path / "socket", {})

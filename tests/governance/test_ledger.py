@@ -294,6 +294,14 @@ def test_what_was_spent_and_opened_is_never_pruned(tmp_path):
     assert [r["kind"] for r in verify(ledger.path) if r["kind"] != "pruned"] == ["keeper", *("charge", "survivors") * 3]
 
 
+def test_who_took_part_and_what_was_in_use_is_never_pruned(tmp_path):
+    ledger = Ledger(tmp_path / "l", KEEPER)
+    kinds = ["founded", "admitted", "proposed", "joined", "signed", "registry", "revoked"]
+    for kind in kinds:
+        ledger.append(kind, {"name": "a"})
+    assert ledger.prune(keep=0) == 0 and [r["kind"] for r in verify(ledger.path)] == ["keeper", *kinds]
+
+
 def test_a_pruned_stretch_can_be_neither_forged_nor_widened(signed):
     signed.prune(keep=1)
     whole = signed.path.read_bytes()

@@ -293,6 +293,15 @@ def test_a_crash_after_the_commit_is_mended_when_the_registry_is_opened_next(dat
     assert len(ledger.records) == 4 and "ops" not in (tmp_path / "federation.jsonl").read_text()
 
 
+def test_moves_stay_in_a_ledger_that_is_pruned_and_are_not_told_twice(database, two, tmp_path):
+    ledger = Ledger(tmp_path / "federation.jsonl", Identity.fresh())
+    Registry(database, tmp_path / "store", ledger).close()
+    before = ledger.head
+    assert ledger.prune(keep=0) == 0
+    Registry(database, tmp_path / "store", ledger).close()
+    assert ledger.head == before
+
+
 def test_a_process_killed_while_it_promotes_leaves_the_registry_whole(database, two, tmp_path):
     code = (
         "import os, sys, pathlib\n"

@@ -278,3 +278,16 @@ def test_the_out_tray_is_sealed_and_read_back(home):
     assert known == report and list(tray.memory("a")) == [("m", "w")] == list(memory)
     with pytest.raises(GuaranteeError, match="the key that sealed"):
         Tray(tray.folder).kept("a", "task")
+
+
+def test_what_is_for_its_owner_alone_is_so_before_it_is_written_even_over_an_open_draft(tmp_path):
+    draft = tmp_path / ".key.part"
+    draft.touch(mode=0o644)
+    seen = []
+
+    def parts():
+        seen.append(draft.stat().st_mode & 0o777)
+        yield b"secret"
+
+    vault.write_whole(tmp_path / "key", parts(), private=True)
+    assert seen == [0o600] and (tmp_path / "key").stat().st_mode & 0o777 == 0o600

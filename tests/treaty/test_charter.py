@@ -125,6 +125,18 @@ def test_noise_is_judged_by_who_adds_it_and_whence_it_comes():
     assert against(allowed, simulated, cost) == []
 
 
+def test_shares_of_noise_in_the_open_need_a_charter_that_trusts_the_coordinator_with_the_noise():
+    rehearsed = signed(
+        TREATY.replace("loss = true", "loss = false") + "[cohort]\nminimum = 3\n"
+        '[privacy]\nunit = "silo"\nepsilon = 4.0\nplacement = "shared"\naccept_noise = true\n'
+    )
+    shared = permits((("delta = 1e-5", 'delta = 1e-5\nplacements = ["shared"]'),))
+    (said,) = against(shared, rehearsed, Cost(4.0, 4.0))
+    assert said.startswith("[privacy] placements allows shares of noise in secure sums; asked: shares in the open")
+    trusting = permits((("delta = 1e-5", 'delta = 1e-5\nplacements = ["shared", "server"]'),))
+    assert against(trusting, rehearsed, Cost(4.0, 4.0)) == []
+
+
 @pytest.mark.parametrize(
     ("cost", "clauses"),
     [
@@ -213,7 +225,7 @@ def test_the_charter_that_a_silo_begins_with_is_strict_and_has_a_comment_on_what
     text = charter.template("hospital-a", date(2027, 11, 21))
     found = charter.parse(text)
     assert found.charter.expires == date(2027, 11, 21) and found.models == {} and found.hours is None
-    assert found.privacy.unit == "example" and found.secure.others == 2 and "open" not in found.secure.sums
+    assert found.privacy.unit == "example" and found.secure.others == 2 and found.secure.sums == ("masked",)
     assert len(against(found, signed())) >= 5
     assert all(len(line) <= 120 for line in text.splitlines()) and text.count("#") >= 25
     uncommented = text.replace("# [hours]", "[hours]").replace('# "smollm2', '"smollm2')

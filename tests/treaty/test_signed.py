@@ -154,6 +154,19 @@ def test_a_home_finds_a_treaty_by_its_digest(tmp_path):
         signed.found(tmp_path, made.digest)
 
 
+def test_two_treaties_whose_digests_begin_alike_share_no_folder(tmp_path, monkeypatch):
+    """Twelve digits collide after some 2^24 tries of whoever writes treaties; here one digit is enough."""
+    monkeypatch.setattr(signed, "SHORT", 1)
+    first = complete()
+    folder = signed.place(tmp_path, first.digest)
+    signed.save(first, folder)
+    texts = (TREATY.replace('"tiny"', f'"tiny{i}"') for i in range(1000))
+    other = next(made for made in map(proposed, texts) if made.digest[:1] == first.digest[:1])
+    with pytest.raises(GuaranteeError, match="copies of treaty"):
+        signed.save(other, folder)
+    assert [path.name for path in folder.iterdir()] == ["tiny.treaty.json"]
+
+
 def test_performance_is_each_partys_own():
     quick = parse(TREATY + "[performance]\nthreads = 2\n")
     made = propose(quick, CHAIR, KEYS)

@@ -179,5 +179,5 @@ def _axes(narrow: bool, title: str) -> tuple[Figure, Any]:
     axes.set_xlabel("round")
     axes.grid(axis="y")
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 10, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 10, integer=True, min_n_ticks=1))
     return drawn, axes

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -254,7 +255,7 @@ def _member(path: Path, status: Mapping[str, Any]) -> dict[str, Any]:
         "name": str(card.get("name") or path.stem),
         "revoked": bool(card.get("revoked")),
         "connected": now.get("connected"),
-        "since": str(now.get("since") or ""),
+        "since": _minute(now.get("since")),
     }
 
 
@@ -399,3 +400,11 @@ def _number(value: Any, otherwise: float) -> float:
 
 def _tick() -> str:
     return str(int(time.time() / CLOCK))
+
+
+def _minute(when: Any) -> str:
+    """A moment in ISO 8601 as people read it; "" for none, and what is no moment as it is."""
+    try:
+        return f"{datetime.fromisoformat(str(when)).astimezone(UTC):%Y-%m-%d %H:%M} UTC" if when else ""
+    except ValueError:
+        return str(when)

@@ -2,12 +2,13 @@
 
     size ─▶ signature ─▶ receiver, body ─▶ treaty ─▶ consent ─▶ number ─▶ signatures of all ─▶ charter, hours
          ─▶ what the treaty asks ─▶ round order ─▶ engine ─▶ model, names, shapes, finite ─▶ written down ─▶ work
+         ─▶ consent and charter again
 
 Whatever is refused changes nothing but the ledger's record of it. Whoever did not prove that it may ask hears the
 same four bytes (`CLOSED`); the coordinator of a treaty hears the reason, in a signed report. Nothing is raised to the
 transport. Charter, consent and treaty are looked at anew for every message, so that an operator's decision holds at
-once. An ask that was taken is in the ledger before it is worked on; one that was cut off is worked on again when the
-same bytes come again, and the silo's custody then gives what it gave before.
+once, for what is being worked on too. An ask that was taken is in the ledger before it is worked on; one that was cut
+off is worked on again when the same bytes come again, and the silo's custody then gives what it gave before.
 """
 
 from __future__ import annotations
@@ -248,8 +249,17 @@ class Guard:
                 raise _Forbidden([other])
         self._take(signed, order, envelope, asked, new, task_digest)
         report = self._worked(work.engine, asked)
+        self._still_allowed(signed)
         self._given(signed, envelope, asked, report, task_digest)
         return report
+
+    def _still_allowed(self, signed: Signed) -> None:
+        """Raises `Refused` for what the operator decided while the silo worked: what it made then stays inside. The
+        clock is not asked again: work that began in its hours may end after them.
+        """
+        consent.read(self.home.state).check(signed.digest)
+        if clauses := self._clauses(signed, self._charter(self.home.charter)):
+            raise _Forbidden(clauses)
 
     def _take(self, signed: Signed, order: Order, envelope: Envelope, asked: _Asked, new: bool, task: str = "") -> None:
         """Writes an ask down, in the ledger and in the order of things, before anything is done about it."""

@@ -89,7 +89,7 @@ class Host:
         engine = engine_of(
             replace(signed.treaty, folder=self.home.path), self.name, folder, self.home.settings.threads,
             examples=self.examples, budgets=self.home.budgets,
-            circle=Circle(signed.roster, {self.name: self.identity}, signed.coordinator),
+            circle=Circle(signed.roster, {self.name: self.identity}, signed.coordinator), vault=self.home.vault(),
         )  # fmt: skip
         return work_of(engine)
 

@@ -72,9 +72,13 @@ def begin_run(home: FederationHome, treaty: Treaty, path: Path | None = None) ->
     not proposed, and for one that has been begun: it is resumed.
     """
     found = _agreed(home, treaty.digest())
-    folder = begin(replace(found.treaty, folder=home.path), path or home.runs / found.name)
-    folder.write_json(CHOSEN, {"engine": FLOWER})
-    return folder
+    where, vault = path or home.runs / found.name, home.vault()
+    if vault is not None and not where.resolve().is_relative_to(home.path.resolve()):
+        do = "Leave --out away: what lies elsewhere, this vault does not seal."
+        raise RunError("a run's folder inside the home, whose vault seals its checkpoints", str(where), do)
+    RunFolder.check_free(where)
+    RunFolder(where).write_json(CHOSEN, {"engine": FLOWER})  # before the treaty, with which a folder becomes a run
+    return begin(replace(found.treaty, folder=home.path), where, vault)
 
 
 def begun(home: FederationHome, treaty: Path, path: Path | None = None) -> tuple[RunFolder, Iterator[Event]]:
@@ -101,7 +105,7 @@ def carry_out(
     signatures, and for enough silos, as long as the federation's patience lasts; then it raises `RunError`, and the run
     goes on with `foedus resume`.
     """
-    signed = _agreed(home, treaty_of(folder).digest())
+    signed, folder = _agreed(home, treaty_of(folder).digest()), RunFolder.open(folder.path, home.vault())
     with folder.lock(), _Said(home, folder, signed) as said:
         nodes = {name: card.node for name, card in home.cards().items() if name in signed.roster}
         line = lines(home, nodes)

@@ -227,7 +227,7 @@ class SuperLink:
         with (folder / "log").open("ab") as file:  # its own session, so that Ctrl-C reaches the coordinator alone
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=file,
-                start_new_session=True, env=os.environ | {"FLWR_HOME": str(folder)},
+                start_new_session=True, env=_environment(folder),
             )  # fmt: skip
         try:
             self._wait(time.monotonic() + start_s)
@@ -268,6 +268,14 @@ class SuperLink:
         came = f"none that answers ({said[0][:200]})" if said else "none that answers"
         do = f"Is the address free, and do certificate and key belong together? {self.folder / 'log'} says more."
         raise RunError(f"a SuperLink at {self.address}", came, do)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Of a SuperLink's process, which faces the network: without the coordinator's secrets (a vault's key, the token of
+    the dashboard, the password of a database).
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FOEDUS_", "PG"))}
+    return kept | {"FLWR_HOME": str(folder)}
 
 
 @dataclass(frozen=True)

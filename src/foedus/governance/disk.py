@@ -34,6 +34,8 @@ def write_whole(place: Path, blob: bytes | Iterable[bytes], *, private: bool = F
         try:
             handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666)
             with open(handle, "wb") as file:
+                if private:  # also where a crash left the draft to everybody
+                    os.fchmod(handle, 0o600)
                 file.writelines([blob] if isinstance(blob, bytes) else blob)
                 file.flush()
                 os.fsync(file.fileno())

@@ -54,7 +54,7 @@ class RunFolder:
     @classmethod
     def check_free(cls, path: Path) -> None:
         """Raises `RunError` unless a new run may be made at `path`."""
-        unfinished = {"origin.json", ".origin.json.part", ".treaty.toml.part"}
+        unfinished = {"engine.json", ".engine.json.part", "origin.json", ".origin.json.part", ".treaty.toml.part"}
         if path.exists() and (not path.is_dir() or {x.name for x in path.iterdir()} - unfinished):
             raise RunError(
                 f"no folder, or an empty one, at {path}",

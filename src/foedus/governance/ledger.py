@@ -35,8 +35,10 @@ ORIGIN = "0" * 64
 KEEPER, PRUNED = "keeper", "pruned"
 DECISIVE = frozenset({
     *(KEEPER, PRUNED, "opened", "closed", "charge", "released", "cap", "treaty", "survivors"),
+    *("founded", "joined", "admitted", "revoked", "proposed", "signed", "registry"),
 })  # fmt: skip
-"""Kinds that are never pruned: who keeps the ledger, what was spent, what was opened and for whom."""
+"""Kinds that are never pruned: who keeps the ledger, who took part in what, what was spent, what was opened and for
+whom, and which adapters were in use."""
 LONGEST = 500  # characters of a word: an error's three parts, and no more
 TAIL = 512  # bytes at the end of a file that hold the last record's hash
 _PURPOSE = "foedus ledger 1"

@@ -89,7 +89,7 @@ def compare_all(ledgers: Mapping[str, Sequence[Record]]) -> list[Comparison]:
 
 def compare(left: Sequence[Record], right: Sequence[Record], names: tuple[str, str] = ("A", "B")) -> Comparison:
     """Two verified ledgers of one keeper or of two. A silo is known by the name in its ledger's "keeper" record."""
-    if set(keepers(left)) & set(keepers(right)):
+    if _books(left) & _books(right):
         return _one_keeper(left, right, names)
     ours, theirs = view(left, names[0]), view(right, names[1])
     shared = [place for place in ours.rounds if place in theirs.rounds]
@@ -102,6 +102,11 @@ def compare(left: Sequence[Record], right: Sequence[Record], names: tuple[str, s
         notes += untold
     agreed = tuple(place for place in shared if not contradicted[place])
     return Comparison(names, agreed, tuple(sorted(parted, key=lambda p: (p.treaty, p.round))), tuple(notes))
+
+
+def _books(records: Sequence[Record]) -> set[tuple[str, str]]:
+    """By whose key, and under which name, a ledger was kept: a coordinator keeps its own, and one for each run."""
+    return {(r["body"]["key"], r["body"].get("name", "")) for r in records if r["kind"] == KEEPER}
 
 
 def view(records: Sequence[Record], name: str = "") -> View:

@@ -130,8 +130,8 @@ def keep(base: Base, objective: Objective, folder: Path, last: int | None = None
 
     Call it after `attach` and before anything is encoded. `folder`: where states are kept, beside the silo's data.
     `last`: of a model with no trained block, how many are left, at least one, so that it may share the states of one
-    that trains as many. The names of parameters stay as they were. Raises `ModelError` for a base that is not of Llama's kind or whose first
-    block is trained.
+    that trains as many. The names of parameters stay as they were. Raises `ModelError` for a base that is not of
+    Llama's kind or whose first block is trained.
     """
     core: Any = base.model.get_base_model() if hasattr(base.model, "get_base_model") else base.model
     first = _first_trained(base, core, objective, last or 1)

@@ -417,8 +417,8 @@ def _work(charter: Charter, t: Treaty) -> Iterator[Refusal]:
     yield from _most("[training] max_rounds", charter.training.max_rounds, t.algorithm.rounds, "rounds")
     yield from _most("[training] max_steps", charter.training.max_steps, t.local.steps or 0, "steps a round")
     yield from _most("[training] max_epochs", charter.training.max_epochs, t.local.epochs or 0, "passes a round")
-    yield from _among("[data] columns", charter.data.columns, _columns(t))
-    yield from _among("[data] sources", charter.data.sources, _sources(t))
+    yield from _among("[data] columns", charter.data.columns, columns_of(t))
+    yield from _among("[data] sources", charter.data.sources, sources_of(t))
     for name in ("loss", "holdings", "attention"):
         if getattr(t.disclosure, name) and not getattr(charter.disclosure, name) and _tells(t, name):
             yield Refusal(f"[disclosure] {name}", "none", "that silos tell it under their names")
@@ -442,6 +442,9 @@ def _privacy(charter: Charter, signed: Signed, cost: Cost | None) -> Iterator[Re
     if t.privacy.unit == "none":
         return
     yield from _among("[privacy] placements", p.placements, [t.privacy.placement])
+    if t.privacy.placement == "shared" and t.secure.sums == "open" and "server" not in p.placements:
+        asked = "shares in the open, where the coordinator sees each update with its share alone"
+        yield Refusal("[privacy] placements", "shares of noise in secure sums", asked)
     if t.privacy.randomness == "simulated" and not p.simulated_noise:
         yield Refusal("[privacy] simulated_noise", "noise from the system's own randomness", '"simulated"')
     yield from _costs("[privacy] epsilon", p.epsilon, cost.epsilon if cost else None, p.delta)
@@ -475,7 +478,7 @@ def _listed(names: Collection[str]) -> str:
     return ", ".join(f'"{name}"' for name in names) or "none"
 
 
-def _columns(t: Treaty) -> list[str]:
+def columns_of(t: Treaty) -> list[str]:
     """The columns that are read of a silo's data."""
     d = t.data
     own = [t.silos.by.removeprefix("column:")] if t.silos.by.startswith("column:") else []
@@ -483,7 +486,7 @@ def _columns(t: Treaty) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _sources(t: Treaty) -> list[str]:
+def sources_of(t: Treaty) -> list[str]:
     """What is read beside the silo's own data, where the treaty says from where."""
     named = [
         t.data.source, t.data.test_source, t.privacy.public_text, t.alignment.public_text, t.knn.public_text,
@@ -541,7 +544,8 @@ placements = ["silo", "shared"]  # who adds the noise: this silo, all silos in s
 simulated_noise = false          # noise from a seed protects nobody
 
 [secure]
-sums = ["masked", "encrypted"]   # "open" would show the coordinator every single update
+sums = ["masked"]                # "open" would show the coordinator every single update; "encrypted" as well, if it
+                                 # and the silo with the key (the first by name) are in league
 others = 2                       # silos beside this one in every sum, at least
 
 [disclosure]                     # what goes out under this silo's name, beside its update

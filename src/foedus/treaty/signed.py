@@ -29,6 +29,8 @@ SUFFIX = ".treaty.json"
 MOST_BYTES = 1 << 21
 """Of a file: a treaty has 1 MB at most, and a silo's line less than 300 bytes."""
 SIGNATURE = 64
+SHORT = 12
+"""Digits of a digest by which folders are called."""
 _CONTEXT = "foedus treaty 1"
 
 
@@ -187,15 +189,21 @@ def load(path: Path) -> Signed:
 
 
 def save(signed: Signed, folder: Path) -> Path:
-    """Writes `NAME.treaty.json` in a folder, durably; what signatures were there already are kept."""
+    """Writes `NAME.treaty.json` in a folder, durably; what signatures were there already are kept.
+
+    Raises `GuaranteeError` in the `place` of another treaty: whoever writes treaties can make two whose digests begin
+    alike, and what a silo remembers of its work goes by that beginning.
+    """
     path = folder / f"{signed.name}{SUFFIX}"
+    for other in folder.glob(f"*{SUFFIX}") if folder.name == signed.digest[:SHORT] else ():
+        load(other).merged(signed)
     known = [load(path)] if path.exists() else []
     return write_whole(path, signed.merged(*known).packed())
 
 
 def place(treaties: Path, digest: str) -> Path:
     """A treaty's folder among those of a home."""
-    return treaties / digest[:12]
+    return treaties / digest[:SHORT]
 
 
 def found(treaties: Path, digest: str, load: Callable[[Path], Signed] = load) -> Signed | None:
