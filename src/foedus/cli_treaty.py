@@ -137,6 +137,7 @@ def _in_words(found: Signed) -> dict[str, list[str]]:
         f"{name}, key {fingerprint(key)}: {_has_signed(found.signatures.get(name))}"
         for name, key in found.roster.items()
     ]
+    parties += ["compare each silo's key with that silo itself: a coordinator could name silos of its own"]
     return {
         f"Treaty {found.name}": [f"digest {found.digest}", *([t.treaty.purpose] if t.treaty.purpose else [])],
         "What is trained": _trained(t),

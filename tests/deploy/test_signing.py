@@ -69,7 +69,8 @@ def test_a_treaty_is_shown_in_plain_words_with_the_charters_verdict(homes):
     copy = copied(homes, "north")
     shown = CliRunner().invoke(app, ["show", str(copy), "--home", str(homes / "north")]).stdout
     for words in ("a LoRA adapter of rank 4 of tiny:llama", "What leaves a silo", "No privacy guarantee", "permits it",
-                  "west, key", "not signed yet", "from these columns of a silo's data: text"):  # fmt: skip
+                  "west, key", "not signed yet", "could name silos of its own",
+                  "from these columns of a silo's data: text"):  # fmt: skip
         assert words in shown
     (homes / "north/charter.toml").write_text(CHARTER.replace("max_rank = 8", "max_rank = 2"))
     shown = CliRunner().invoke(app, ["show", str(copy), "--home", str(homes / "north")]).stdout
