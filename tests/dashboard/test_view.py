@@ -109,6 +109,15 @@ def test_a_run_without_cause_raises_no_alarm(tmp_path):
     assert names(SiloView(silo(tmp_path / "silo")).look().alarms) == []
 
 
+def test_a_run_that_waits_says_for_whom(tmp_path):
+    home = federation(tmp_path / "home")
+    status = json.loads((home / "status.json").read_text())
+    status["run"] = {"name": "notes", "state": "waiting", "round": 2, "rounds": 4, "why": "expected 3 silos; got 2"}
+    (home / "status.json").write_text(json.dumps(status))
+    (alarm,) = [x for x in CoordinatorView(home).look().alarms if x.name == "waiting"]
+    assert (alarm.about, alarm.said) == ("notes", "expected 3 silos; got 2")
+
+
 def test_a_run_that_does_not_advance_is_told_from_one_that_ended(tmp_path):
     later = time.time() + 3600
     for ended, firing in ((False, ["stalled"]), (True, [])):

@@ -63,6 +63,9 @@ ALARMS: dict[str, Kind] = {
         " and the run goes on where it was."),
     "superlink-down": Kind("critical", "The transport is down",
         "Start the coordinator again with `foedus coordinator up`; silos come back by themselves."),
+    "waiting": Kind("warning", "The run waits",
+        "Bring back the silos, or the signatures, that it names: it goes on by itself. When the federation's patience"
+        " ends, it stops, and `foedus resume` goes on with it."),
     "epsilon-projected": Kind("warning", "The treaty will pass its privacy budget",
         "Stop before the limit, or propose a new treaty with fewer rounds or more noise. Redone rounds cost again."),
     "cohort-small": Kind("warning", "Few silos are left",
@@ -106,6 +109,8 @@ def of_federation(found: Federation, now: float | None = None) -> tuple[Alarm, .
         alarms.append(Alarm("ledger-broken", "coordinator", found.ledger_said))
     if found.superlink is False:
         alarms.append(Alarm("superlink-down", found.name, "The SuperLink does not run."))
+    if found.running.get("state") == "waiting":
+        alarms.append(Alarm("waiting", str(found.running.get("name")), str(found.running.get("why"))))
     alarms += [*_certificate(found.home, now), *_room(found.home)]
     return _sorted(alarms)
 

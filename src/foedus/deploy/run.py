@@ -223,9 +223,11 @@ def _with_signatures(home: FederationHome, signed: Signed, line: Line) -> Genera
             if report.mail and not report.receipt.failure:
                 with suppress(FoedusError):
                     signed = signed.merged(treaties.unpack(report.mail))
-        for silo in sorted(before - set(signed.missing)):
+        came = sorted(before - set(signed.missing))
+        if came:
             treaties.save(signed, treaties.place(home.treaties, signed.digest))
-            yield Event("silo", silo, total - len(signed.missing), total)
+        for ready, silo in enumerate(came, start=total - len(before) + 1):
+            yield Event("silo", silo, ready, total)
         if signed.binding:
             break
         why = f"no signature of {', '.join(signed.missing)} under {signed.name} yet"
