@@ -17,7 +17,7 @@ import pytest
 from foedus.build import build
 from foedus.deploy.coordinator import running, status
 from foedus.deploy.run import Present, begin_run, carry_out, is_deployed
-from foedus.engines import Ask
+from foedus.engines import Ask, flower
 from foedus.engines.line import Faults
 from foedus.errors import RunError
 from foedus.governance import RunFolder, consent, verify
@@ -65,6 +65,20 @@ def test_a_signed_treaty_over_a_bad_line_gives_the_adapter_of_one_process_and_re
     for silo in parties.silos.values():
         found = compare(own, verify(silo.ledger))
         assert found.same and len(found.agreed) == 3
+
+
+@pytest.mark.parametrize("sums", [{}, MASKED], ids=["open", "masked"])
+def test_flowers_simulation_gives_the_adapter_of_one_process(tmp_path, sums):
+    by = treaty(tmp_path, sums, {"algorithm.rounds": 2, "cohort.minimum": 3})
+    parties = Federation(tmp_path)
+    parties.propose(by)
+    folder = begin_run(parties.home, by)
+
+    def simulated(home, nodes) -> flower.SimulatedLine:
+        return flower.SimulatedLine({name: parties.guard(name) for name in nodes})
+
+    assert [event.kind for event in carry_out(parties.home, folder, lines=simulated)][-1] == "done"
+    assert as_in_one_process(by, folder, tmp_path)
 
 
 def test_where_homes_have_vaults_checkpoints_and_out_trays_are_sealed(tmp_path):
