@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from datetime import UTC, date, datetime
 
@@ -167,6 +168,20 @@ def test_a_silo_asks_for_company_in_every_sum():
     (said,) = against(found, signed(TREATY + MASKED + "[cohort]\nminimum = 3\n"))
     assert said == "[secure] others allows sums with 3 others or more; asked: with 2 ([cohort] minimum less one)"
     assert against(permits((("others = 0", "others = 2"),)), signed(TREATY + MASKED)) == []
+
+
+def test_silos_that_a_charter_does_not_name_as_partners_are_no_company():
+    made = signed(TREATY + MASKED + "[cohort]\nminimum = 3\n")
+    keys = [key.hex() for key in made.roster.values()]
+    assert len(keys) >= 3
+
+    def said(named) -> list[str]:
+        return against(permits((("others = 0", f"others = 2\npartners = {json.dumps(named)}"),)), made)
+
+    assert said(keys) == said("any") == []
+    (clause,) = said(keys[:-1])
+    assert clause.endswith("asked: with 1 ([cohort] minimum less one, less 1 that [secure] partners does not name)")
+    assert said(keys[:1]) and said([])
 
 
 def test_only_the_coordinator_whose_invitation_was_taken_is_trusted_unless_others_are_named():

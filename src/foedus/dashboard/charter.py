@@ -82,7 +82,9 @@ def _budget(p: Mapping[str, Any]) -> str:
 
 
 def _sums(s: Mapping[str, Any]) -> str:
-    return f"{_listed(s.get('sums'))}; with {s.get('others', 0)} other silos at least" if s else ""
+    named = s.get("partners", "any")
+    known = f", of {len(named)} that it knows by their keys" if isinstance(named, list) else ""
+    return f"{_listed(s.get('sums'))}; with {s.get('others', 0)} other silos at least{known}" if s else ""
 
 
 def _hours(h: Mapping[str, Any]) -> str:

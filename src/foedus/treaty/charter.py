@@ -152,6 +152,9 @@ class Sums(Section):
 
     sums: _only("masked", "encrypted", "open") = ()  # type: ignore[valid-type]
     others: Whole
+    partners: Literal["any"] | Keys = Field(
+        default=ANY, json_schema_extra=_says('"any", or a list of public keys of 64 hexadecimal digits')
+    )
 
 
 class Facts(Section):
@@ -430,10 +433,15 @@ def _privacy(charter: Charter, signed: Signed, cost: Cost | None) -> Iterator[Re
     """Who sees what of an update, and what it may tell of whom."""
     t, p, s = signed.treaty, charter.privacy, charter.secure
     yield from _among("[secure] sums", s.sums, [t.secure.sums])
-    if t.cohort.minimum - 1 < s.others:
+    strangers = (
+        () if s.partners == ANY else [name for name, key in signed.roster.items() if key.hex() not in s.partners]
+    )
+    known = t.cohort.minimum - 1 - len(strangers)  # whoever else vanishes, so many are in a sum
+    if known < s.others:
+        less = f", less {len(strangers)} that [secure] partners does not name" if strangers else ""
         allows, asked = (
             f"sums with {s.others} others or more",
-            f"with {t.cohort.minimum - 1} ([cohort] minimum less one)",
+            f"with {max(0, known)} ([cohort] minimum less one{less})",
         )
         yield Refusal("[secure] others", allows, asked)
     if UNITS.index(t.privacy.unit) < UNITS.index(p.unit):
@@ -547,6 +555,8 @@ simulated_noise = false          # noise from a seed protects nobody
 sums = ["masked"]                # "open" would show the coordinator every single update; "encrypted" as well, if it
                                  # and the silo with the key (the first by name) are in league
 others = 2                       # silos beside this one in every sum, at least
+partners = "any"                 # whose keys count as others: a list of the silos' public keys, this one's among them,
+                                 # is what keeps a coordinator from bringing silos of its own
 
 [disclosure]                     # what goes out under this silo's name, beside its update
 loss = false
