@@ -11,7 +11,7 @@ STUDY := runs/studies/alignment-small
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo demo-private demo-secure demo-deploy study test lint bench report clean
+.PHONY: setup demo demo-private demo-secure demo-deploy chaos study test lint bench report clean
 
 setup: $(VENV)/.installed
 
@@ -43,6 +43,9 @@ demo-secure: setup
 demo-deploy: setup
 	$(BIN)/foedus fetch
 	$(BIN)/python demos/deploy.py $(DEPLOY)
+
+chaos: setup
+	$(BIN)/python -m benchmarks.chaos --rounds 20 --kills 20 --seed 1
 
 study: setup
 	$(BIN)/foedus fetch smollm2-135m-instruct 20newsgroups friends reuters-r8

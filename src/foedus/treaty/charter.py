@@ -429,21 +429,21 @@ def _work(charter: Charter, t: Treaty) -> Iterator[Refusal]:
     yield from _among("[evaluation] baselines", charter.evaluation.baselines, t.evaluation.baselines)
 
 
+def _company(charter: Charter, signed: Signed) -> Iterator[Refusal]:
+    """Whether enough others are in every sum: of those that this silo's operator knows, whoever else stays away."""
+    s, least = charter.secure, signed.treaty.cohort.minimum - 1
+    strangers = 0 if s.partners == ANY else sum(key.hex() not in s.partners for key in signed.roster.values())
+    if least - strangers < s.others:
+        less = f", less {strangers} that [secure] partners does not name" if strangers else ""
+        asked = f"with {max(0, least - strangers)} ([cohort] minimum less one{less})"
+        yield Refusal("[secure] others", f"sums with {s.others} others or more", asked)
+
+
 def _privacy(charter: Charter, signed: Signed, cost: Cost | None) -> Iterator[Refusal]:
     """Who sees what of an update, and what it may tell of whom."""
     t, p, s = signed.treaty, charter.privacy, charter.secure
     yield from _among("[secure] sums", s.sums, [t.secure.sums])
-    strangers = (
-        () if s.partners == ANY else [name for name, key in signed.roster.items() if key.hex() not in s.partners]
-    )
-    known = t.cohort.minimum - 1 - len(strangers)  # whoever else vanishes, so many are in a sum
-    if known < s.others:
-        less = f", less {len(strangers)} that [secure] partners does not name" if strangers else ""
-        allows, asked = (
-            f"sums with {s.others} others or more",
-            f"with {max(0, known)} ([cohort] minimum less one{less})",
-        )
-        yield Refusal("[secure] others", allows, asked)
+    yield from _company(charter, signed)
     if UNITS.index(t.privacy.unit) < UNITS.index(p.unit):
         allows = f'"{p.unit}" or more ({" < ".join(UNITS)})'
         yield Refusal("[privacy] unit", allows, f'"{t.privacy.unit}"')
