@@ -37,6 +37,9 @@ SILOS = ("a", "b", "c")
 PATIENCE_S = 90.0  # for one step of a test, on a machine that is busy
 FORK = multiprocessing.get_context("fork")  # a silo starts at once: what it imports is here already
 
+WHOLE = flower.PIECE
+"""The pieces of a deployment."""
+
 
 def answer(name: str) -> Callable[[bytes], bytes]:
     """A silo's: a report where it was asked an ask; else its name and its process, then what it was asked. Told to
@@ -106,21 +109,33 @@ class Federation:
         self.link.stop()
 
 
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory) -> Iterator[Federation]:
-    flower.PIECE = 1 << 16  # here and in the silos, which are forked from here: small messages have many pieces
-    folder = tmp_path_factory.mktemp(
-        "federation-with-a-name-that-makes-the-path-of-its-socket-far-too-long-for-a-socket"
-    )
+@contextmanager
+def federated(folder: Path, piece: int) -> Iterator[Federation]:
+    """A SuperLink and silos, whose messages travel in pieces of so many bytes: here and in the silos, which are forked
+    from here.
+    """
+    before, flower.PIECE = flower.PIECE, piece
     certificates.make(folder / "tls", ["127.0.0.1"], "test")
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     federation = Federation(folder, address, {silo: certificates.node_key() for silo in SILOS})
-    for silo in SILOS:  # before there is a SuperLink: they wait for it
-        federation.start(silo)
-    federation.begin()
-    yield federation
-    federation.end()
+    try:
+        for silo in SILOS:  # before there is a SuperLink: they wait for it
+            federation.start(silo)
+        federation.begin()
+        yield federation
+    finally:
+        federation.end()
+        flower.PIECE = before
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp(
+        "federation-with-a-name-that-makes-the-path-of-its-socket-far-too-long-for-a-socket"
+    )
+    with federated(folder, 1 << 16) as federation:  # so that small messages have many pieces
+        yield federation
 
 
 @pytest.fixture(scope="module")
@@ -314,9 +329,11 @@ def test_flowers_simulation_carries_the_same_bytes_without_ray():
 
 
 @pytest.mark.skipif("FOEDUS_LARGE" not in os.environ, reason="500 MB take a minute; set FOEDUS_LARGE=1")
-def test_500_mb_stream_through(line):
+def test_500_mb_stream_through(tmp_path):
     blob = os.urandom(1 << 20) * 500
-    (found,) = hear(line, line.send("a", blob))
+    with federated(tmp_path, WHOLE) as federation, flower.FlowerLine(federation.socket, federation.members) as line:
+        until(lambda: "a" in line.silos())
+        (found,) = hear(line, line.send("a", blob))
     assert found.endswith(blob)
 
 
