@@ -139,6 +139,12 @@ class Home:
     path: Path
     FILE: ClassVar[str]
     OWNER: ClassVar[str]
+    SETTINGS: ClassVar[type]
+
+    @property
+    def settings(self) -> Any:
+        """What its own file says, read anew: a value of `SETTINGS`."""
+        return _read_settings(self.file, self.SETTINGS)
 
     @property
     def file(self) -> Path:
@@ -172,12 +178,12 @@ class Home:
 
     def vault(self) -> Vault | None:
         """What seals keys at rest; None where its own file names no key for it."""
-        spec = self._key()
+        spec = self.settings.key
         return Vault.open(self.path, source_of(spec)) if spec else None
 
     def open_ledger(self) -> Ledger:
         """Its own ledger, signed."""
-        return Ledger(self.ledger, self.identity(), self._name())
+        return Ledger(self.ledger, self.identity(), self.settings.name)
 
     def signed(self) -> list[Signed]:
         """All its treaties."""
@@ -194,12 +200,6 @@ class Home:
             return {}
         return dict(found)
 
-    def _key(self) -> str:
-        raise NotImplementedError
-
-    def _name(self) -> str:
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class FederationHome(Home):
@@ -207,6 +207,7 @@ class FederationHome(Home):
 
     FILE: ClassVar[str] = "federation.toml"
     OWNER: ClassVar[str] = "coordinator"
+    SETTINGS: ClassVar[type] = Settings
 
     @classmethod
     def create(cls, path: Path, settings: Settings) -> FederationHome:
@@ -227,10 +228,6 @@ class FederationHome(Home):
     def at(cls, path: Path) -> FederationHome:
         """The home at `path`. Raises `RunError` where there is none."""
         return cls(_known_folder(path, cls.FILE, "foedus init"))
-
-    @property
-    def settings(self) -> Settings:
-        return _read_settings(self.file, Settings)
 
     @property
     def tls(self) -> Path:
@@ -300,12 +297,6 @@ class FederationHome(Home):
     def _member(self, name: str) -> Path:
         return self.members / f"{name}.json"
 
-    def _key(self) -> str:
-        return self.settings.key
-
-    def _name(self) -> str:
-        return self.settings.name
-
 
 @dataclass(frozen=True)
 class SiloHome(Home):
@@ -313,6 +304,7 @@ class SiloHome(Home):
 
     FILE: ClassVar[str] = "silo.toml"
     OWNER: ClassVar[str] = "silo"
+    SETTINGS: ClassVar[type] = SiloSettings
 
     @classmethod
     def create(cls, path: Path, settings: SiloSettings) -> SiloHome:
@@ -335,10 +327,6 @@ class SiloHome(Home):
     def at(cls, path: Path) -> SiloHome:
         """The home at `path`. Raises `RunError` where there is none."""
         return cls(_known_folder(path, cls.FILE, "foedus silo init --name NAME"))
-
-    @property
-    def settings(self) -> SiloSettings:
-        return _read_settings(self.file, SiloSettings)
 
     @property
     def name(self) -> str:
@@ -399,12 +387,6 @@ class SiloHome(Home):
         said.insert(1 + next(i for i, x in enumerate(said) if x.startswith("name")), _line("coordinator", invitation))
         write_whole(self.file, ("\n".join(said) + "\n").encode())
         self.open_ledger().append("joined", {"coordinator": invitation.coordinator})
-
-    def _key(self) -> str:
-        return self.settings.key
-
-    def _name(self) -> str:
-        return self.name
 
 
 def read_card(path: Path) -> Card:
