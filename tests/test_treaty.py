@@ -331,6 +331,13 @@ def test_a_silo_is_told_whether_what_a_method_sends_is_noised(least):
     assert "made of gradients that were noised" in "\n".join(describe(method(least, "fedlap", **more)))
 
 
+def test_a_silo_is_told_of_its_class_means(least):
+    means = method(least, "alignment", **{"alignment.head": "means", "data.label": "label"})
+    assert "for each topic the mean features of its texts and its share of them, exactly" in "\n".join(describe(means))
+    assert means.headed and "the names of its topics, once" in "\n".join(describe(means))
+    assert not method(least, "alignment").headed
+
+
 def test_what_a_method_reads_outside_its_guarantee_is_said(least):
     more = {**PRIVATE, "server.weighting": "uniform", "disclosure.loss": False}
     said = " ".join(not_covered(method(least, "knn-adapter", **more)))

@@ -565,6 +565,10 @@ BAD_METHODS = {
     "UDALM without labels": (lambda: written(algorithm__name='"udalm"', topics__weight="0.1"), "label, which"),
     "UDALM without a head": (lambda: written(algorithm__name='"udalm"', data__label='"l"'), "weight, which [udalm]"),
     "an error of no head": (lambda: written(**METHOD, alignment__attention='"error"'), "weight, which [alignment]"),
+    "class means without labels": (lambda: written(**METHOD, alignment__head='"means"'), "label, which [alignment]"),
+    "a head of class means that learns": (
+        lambda: written(**METHOD, alignment__head='"means"', data__label='"l"', topics__weight="0.1"), "no topic loss"
+    ),
     "a gamma of no attention": (lambda: written(**METHOD, alignment__gamma="1.0"), "gamma only with [alignment]"),
     "examples that count twice": (
         lambda: written(**METHOD, alignment__attention='"entropy"', alignment__base="1"), "in one place"

@@ -79,6 +79,7 @@ GOOD = {
     "alignment.every": counts,
     "alignment.noise_ratio": positive,
     "alignment.rate": st.floats(1e-6, 1),
+    "alignment.head": st.sampled_from(["learned", "means"]),
     "alignment.attention": st.sampled_from(["none", "entropy", "rank", "error", "distance"]),
     "alignment.gamma": st.floats(-100, 100),
     "alignment.base": st.sampled_from([0, 1]),
@@ -249,8 +250,10 @@ def learned(values: dict[str, object]) -> list[str]:
     topical, attentive = values.get("topics.weight", 0) > 0, values.get("alignment.attention", "none") != "none"
     if name == "alignment":
         values.setdefault("alignment.public_text", "friends")
+        made = values.get("alignment.head") == "means"
         values |= {"topics.weight": 0.5} if values.get("alignment.attention") == "error" else {}
-        topical = topical or values.get("alignment.attention") == "error"
+        values |= {"topics.weight": 0.0} if made else {}
+        topical = not made and (topical or values.get("alignment.attention") == "error")
     gone = [key for key in values if OWN.get(key.partition(".")[0], name) != name]
     gone += [key for key in values if key.startswith(("topics.", "data.missing", "data.unlabelled")) and not language]
     gone += [] if topical else ["topics.smoothing", "topics.pseudo_labels"]

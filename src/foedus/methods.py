@@ -25,12 +25,13 @@ from .algorithms.scaffold import Scaffold
 from .algorithms.udalm import Udalm
 from .attention import Attention
 from .data import Splits
+from .discriminant import Discriminant, discriminant
 from .errors import DataError, ModelError, one_of
 from .kernels import FourierMap, bandwidths, fourier_map
 from .lm.bench import Bench
 from .lm.datastore import HEAD as STORE
 from .lm.datastore import Lookup
-from .lm.heads import attach_head, width
+from .lm.heads import attach_head, names, width
 from .lm.load import Base
 from .lm.objectives import Encoded
 from .lm.terms import Denoise, Goal, Term, Topic
@@ -39,8 +40,9 @@ from .silo import LocalPlan
 from .treaty import Treaty
 
 TOPICS, DOMAINS = "topics", "domains"
-PUBLIC_TEXTS, STORED_TEXTS = 256, 512
-"""Public texts on which the kernel's bandwidths are found; and those of a public store."""
+PUBLIC_TEXTS, STORED_TEXTS, VARIED_TEXTS = 256, 512, 1024
+"""Public texts on which the kernel's bandwidths are found; those of a public store; and those that tell how features
+vary together."""
 MOMENTS = 16
 """Dimensions in which the effective rank is taken: its second moments are that many squared."""
 
@@ -58,8 +60,7 @@ class Site:
 
 def topics(treaty: Treaty, splits: Mapping[str, Splits]) -> tuple[str, ...]:
     """The topics that a language model learns beside its tokens, in alphabetical order; () where it learns none."""
-    t = treaty.topics
-    if not (t.weight or t.denoise) or treaty.data.label is None:
+    if not (treaty.headed or treaty.topics.denoise) or treaty.data.label is None:
         return ()
     tables = [table for parts in splits.values() for table in (parts.train, parts.validation, parts.test)]
     found = known_labels(treaty, {label for table in tables for label in _column(table, "label")})
@@ -80,7 +81,7 @@ def known_labels(treaty: Treaty, found: Collection[str]) -> tuple[str, ...]:
 
 def put_heads(treaty: Treaty, base: Base, topics: tuple[str, ...], silos: tuple[str, ...]) -> None:
     """The small networks that the goal and the algorithm need, on a base that has its adapter."""
-    if treaty.topics.weight:
+    if treaty.headed:
         attach_head(base, TOPICS, (width(base), len(topics)), treaty.seed)
     if treaty.algorithm.name == "reversal":
         attach_head(base, DOMAINS, (width(base), len(silos)), treaty.seed)
@@ -105,7 +106,8 @@ def surveys(treaty: Treaty) -> dict[str, Any]:
     if treaty.algorithm.name != "alignment" or treaty.privacy.unit not in ("example", "author"):
         return {}
     return {
-        "surveys": survey_rounds(treaty.algorithm.rounds, a.every), "survey_parts": survey_parts(a.attention),
+        "surveys": survey_rounds(treaty.algorithm.rounds, a.every),
+        "survey_parts": survey_parts(a.attention, a.head == "means"),
         "survey_rate": a.rate or treaty.privacy.rate, "survey_ratio": a.noise_ratio,
     }  # fmt: skip
 
@@ -159,6 +161,7 @@ def _alignment(treaty: Treaty, plan: LocalPlan, site: Site) -> Alignment:
         cap=a.max_share or 1.0, momentum=a.momentum, schedule=a.schedule, average=a.average,
         rate=surveys(treaty).get("survey_rate", 1.0), rows=a.rows, scale=a.scale,
         moments=_moments(treaty, site) if a.attention == "rank" else None,
+        topics=_discriminant(treaty, site) if a.head == "means" else None,
     )  # fmt: skip
 
 
@@ -186,6 +189,13 @@ def _features(site: Site, text: Encoded, layers: tuple[int, ...]) -> dict[int, n
         for layer in layers:
             found[layer].append(seen.features(layer).detach().cpu().numpy())
     return {layer: np.concatenate(x) for layer, x in found.items()}
+
+
+def _discriminant(treaty: Treaty, site: Site) -> Discriminant:
+    """What makes a topic head of class means, by public text under the model as it starts."""
+    seen = _features(site, site.public(treaty.alignment.public_text or "", VARIED_TEXTS), (-1,))
+    head = names(site.bench.model)[TOPICS]
+    return discriminant(seen[-1], len(site.bench.objective.topics), head)
 
 
 def _moments(treaty: Treaty, site: Site) -> np.ndarray:

@@ -15,14 +15,16 @@ from foedus.algorithms import alignment as module
 from foedus.algorithms.alignment import OWN, Alignment, survey_parts, survey_rounds
 from foedus.attention import Attention, effective
 from foedus.build import build
+from foedus.discriminant import discriminant
 from foedus.engines import InProcess
 from foedus.errors import GuaranteeError
 from foedus.kernels import fourier_map
 from foedus.lm.adapters import LoRA, attach
 from foedus.lm.bench import Bench
-from foedus.lm.heads import attach_head, width
+from foedus.lm.heads import attach_head, names, width
 from foedus.lm.load import load_base
 from foedus.lm.objectives import make_objective
+from foedus.lm.statistics import topic_rows
 from foedus.lm.terms import Goal, MeanPull, Pull, Topic
 from foedus.loop import Federation
 from foedus.privacy import Unprotected
@@ -297,9 +299,9 @@ def test_the_pull_fades_with_the_released_shift_or_grows_over_half_the_rounds(ma
     assert align(maps, weight=3.0)._strength(task) == 3.0
 
 
-def test_every_part_that_is_sent_is_one_that_was_declared(bench, silos, maps):
-    for target in ("", next(iter(silos))):
-        algorithm = align(maps, target=target)
+def test_every_part_that_is_sent_is_one_that_was_declared(bench, silos, maps, topics):
+    for more in ({}, {"target": next(iter(silos))}, {"topics": topics}):
+        algorithm = align(maps, **more)
         declared = algorithm.parts({name: x.shape for name, x in bench.start().items()})
         for silo in silos.values():
             ((update, _),) = algorithm.train(bench, Task(0, "m", bench.start(), tuple(silos), 5), [silo], [{}])
@@ -326,6 +328,53 @@ def test_behind_masks_it_takes_the_rounds_that_it_takes_in_the_open(tmp_path):
     assert found[0].keys() == found[1].keys() and ("embedding", "mean") in found[0]
     for key, x in found[0].items():
         np.testing.assert_allclose(found[1][key], x, atol=2e-6, err_msg=str(key))
+
+
+# ---- a head of class means ----
+
+
+@pytest.fixture(scope="module")
+def topics(bench, silos):
+    """What makes the head, by the text of one silo as if it were public."""
+    data = silos["law"].splits["train"]
+    seen = bench.see(bench.start(), bench.objective.collate(data, range(len(data)), 0))
+    return discriminant(seen.features().detach().numpy(), len(WORDS), names(bench.model)["topics"])
+
+
+def test_the_head_is_made_of_all_silos_class_means_under_the_last_survey(bench, silos, maps, topics):
+    algorithm = align(maps, replace(PLAN, goal=Goal()), every=2, topics=topics)
+    states = [(state, release) for state, release, _ in run(algorithm, bench, silos)]
+    before = states[1][0].params  # what round 3, whose survey is the last, begins with
+    sums = np.zeros(topics.size)
+    for silo in silos.values():
+        data = silo.splits["train"]
+        seen = bench.see(before, bench.objective.collate(data, range(len(data)), 0))
+        sums += topic_rows(seen, topics).detach().double().mean(0).numpy()
+    for name, x in topics.head(sums).items():
+        np.testing.assert_allclose(states[-1][0].params[name], x, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_of_class_means_has_no_delta_and_stands_still_between_surveys(bench, silos, maps, topics):
+    algorithm = align(maps, replace(PLAN, goal=Goal()), every=2, topics=topics)
+    shapes = {name: x.shape for name, x in bench.start().items()}
+    assert not {("delta", name) for name in topics.names.values()} & algorithm.parts(shapes).keys()
+    (one, _, _), (two, _, _), _ = run(algorithm, bench, silos)
+    assert one.params.keys() == shapes.keys()
+    assert all(np.array_equal(one.params[name], two.params[name]) for name in topics.names.values())
+
+
+def test_a_private_head_is_made_of_what_surveys_released(bench, silos, maps, topics):
+    surveys = {"surveys": (0,), "survey_parts": survey_parts("none", topics=True), "survey_ratio": 2.0}
+    terms = Terms("example", 1e-5, ROUNDS, noise_multiplier=0.5, steps=2, rate=0.5, divisor=8.0, **surveys)
+    made = make_plan(terms, SimulatedSource(1))
+    plan = replace(PLAN, goal=Goal(), privacy=made.steps_at_silos(list(bench.start())), survey=made.survey())
+    state, _, engine = last(align(maps, plan, every=ROUNDS, topics=topics), bench, silos)
+    released = [tree.part(memory, OWN)["topics"] for memory in engine.memory.values()]
+    for name, x in topics.head(np.sum(released, 0)).items():
+        np.testing.assert_allclose(state.params[name], x, rtol=1e-5, atol=1e-5)
+    unpaid = replace(plan, survey=replace(made.survey(), shares=dict(survey_parts("none"))))
+    with pytest.raises(GuaranteeError, match="survey"):
+        last(align(maps, unpaid, every=ROUNDS, topics=topics), bench, silos)
 
 
 # ---- privacy ----

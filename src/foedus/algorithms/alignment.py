@@ -7,6 +7,7 @@ multi-bandwidth RBF kernel, and how uncertain or rich it is there. Both are nois
     μᵢ = mean_x φ(h(x));           m = Σᵢ μᵢ / n,  or μ of the target                 released as one sum
     ℓᵢ = ℓ + 2 λ ⟨φ(h(x)), cᵢ⟩     cᵢ = μᵢ − m₋ᵢ, held fixed for a round               ≈ λ ‖μᵢ − m₋ᵢ‖², the MMD²
     wᵢ = nᵢᵇ exp(γ φᵢ), in (0, 1]  and  w_{t+1} = w_t + Σᵢ wᵢ Δᵢ / Σᵢ wᵢ               two released sums
+    m_c, n_c of each topic c: its features' mean and its texts, of which the topic head can be made     one more
 
 m₋ᵢ, the mean of the others, needs no message of its own: μᵢ − m₋ᵢ = n/(n − 1) · (μᵢ − m). The pull is a sum over
 examples, so per-example clipping stays valid. λ = 0 and γ = 0, b = 1 is FedAvg.
@@ -21,9 +22,10 @@ from typing import Literal
 import numpy as np
 
 from ..attention import Attention, ceiling, distance, richness
+from ..discriminant import Discriminant
 from ..kernels import FourierMap
 from ..lm.bench import Bench
-from ..lm.statistics import covariance, mistakes, moments, uncertainty
+from ..lm.statistics import covariance, mistakes, moments, topic_rows, uncertainty
 from ..lm.terms import MeanPull, Pull, embedding
 from ..silo.shard import Silo
 from ..silo.survey import COUNT, Statistic, Surveyed, survey
@@ -47,8 +49,8 @@ class Alignment(Averaging):
     `schedule`: λ is "constant", grows over the first half ("ramp"), or follows the released shift ("shift"). `average`
     in [0, 1): of the running mean of released parameters that the last round hands out; 0 for the parameters
     themselves. `rate`: of units in a survey; `rows`: of a silo's text in an exact one. `moments`: (p, d') through which
-    features go for "rank". `scale`: of everything but the delta, beside which it is clipped where whole silos are
-    protected.
+    features go for "rank". `topics`: what makes the topic head of class means; None where there is none, or it learns.
+    `scale`: of everything but the delta, beside which it is clipped where whole silos are protected.
     """
 
     local: LocalPlan
@@ -68,6 +70,7 @@ class Alignment(Averaging):
     rows: int | None = None
     scale: float = 1.0
     moments: np.ndarray | None = field(default=None, repr=False)
+    topics: Discriminant | None = None
 
     def __post_init__(self) -> None:
         if not self.weight >= 0 or self.every < 1 or self.silos < 1 or not self.scale > 0 or not self.maps:
@@ -110,6 +113,7 @@ class Alignment(Averaging):
         before = own if past else {"embedding": mean, "variance": variance}
         return {
             **own,
+            **({} if self.topics is None else {"topics": found.mean("topics")}),
             "embedding": past * before["embedding"] + (1 - past) * mean,
             "variance": past**2 * before["variance"] + (1 - past) ** 2 * variance,
             "phi": np.array([self._phi(found)]),
@@ -127,6 +131,9 @@ class Alignment(Averaging):
         if self.moments is not None:
             through = self.moments
             out["phi"] = lambda seen: moments(seen, through)
+        if self.topics is not None:
+            of = self.topics
+            out["topics"] = lambda seen: topic_rows(seen, of)
         return out
 
     def _phi(self, found: Surveyed) -> float:
@@ -181,7 +188,8 @@ class Alignment(Averaging):
     def _update(self, task: Task, silo: Silo, update: Update, own: Params) -> Update:
         """The update as its parts of the sums."""
         w = own["weight"]
-        tensors = {key: x * w.astype(x.dtype) if key[0] == "delta" else x for key, x in update.tensors.items()}
+        sent = {key: x for key, x in update.tensors.items() if key[0] != "delta" or key[1] not in self._made}
+        tensors = {key: x * w.astype(x.dtype) if key[0] == "delta" else x for key, x in sent.items()}
         beside: dict[Key, np.ndarray] = {("attention", "weight"): w, ("attention", "square"): w * w}
         if task.round % self.every == 0:
             beside |= self._embedded(task, silo, own)
@@ -198,10 +206,17 @@ class Alignment(Averaging):
             ("embedding", "mean"): mean, ("embedding", "count"): there, ("embedding", "noise"): noise,
             ("embedding", "square"): np.array([mean @ mean]),
         }  # fmt: skip
+        if self.topics is not None:
+            parts["topics", "mean"] = own["topics"] if there[0] else np.zeros(self.topics.size)
         if not self.target:
             return parts
         mine = float(silo.name == self.target)
         return parts | {("target", "mean"): mine * mean, ("target", "count"): mine * there}
+
+    @property
+    def _made(self) -> tuple[str, ...]:
+        """The parameters that are made of class means, and so have no delta."""
+        return () if self.topics is None else tuple(self.topics.names.values())
 
     @property
     def _width(self) -> int:
@@ -214,13 +229,17 @@ class Alignment(Averaging):
         wide = (self._width,)
         single = [("attention", name) for name in ("weight", "square")]
         single += [("embedding", name) for name in ("count", "noise", "square")]
-        out = {**super().parts(shapes), ("embedding", "mean"): wide, **dict.fromkeys(single, (1,))}
+        learned = {name: shape for name, shape in shapes.items() if name not in self._made}
+        out = {**super().parts(learned), ("embedding", "mean"): wide, **dict.fromkeys(single, (1,))}
+        if self.topics is not None:
+            out["topics", "mean"] = (self.topics.size,)
         return {**out, ("target", "mean"): wide, ("target", "count"): (1,)} if self.target else out
 
     def direction(self, mean: Tree) -> Params:
         """Σ wᵢ Δᵢ / Σ wᵢ. Where the sum of weights was noised it counts as no less than it can be."""
         weight = max(float(mean["attention", "weight"][0]) / self.scale, self.attention.least())
-        return {name: x / weight for name, x in part(mean, "delta").items()}
+        still = {} if self.topics is None else self.topics.head(np.zeros(self.topics.size))
+        return {name: x / weight for name, x in part(mean, "delta").items()} | still
 
     def finish(self, extra: Tree, mean: Tree) -> Tree:
         w, square = (float(mean["attention", name][0]) / self.scale for name in ("weight", "square"))
@@ -229,6 +248,7 @@ class Alignment(Averaging):
             out["report", "effective silos"] = np.array([min(self.silos, self.silos * w * w / square)])
         if float(mean.get(("embedding", "count"), np.zeros(1))[0]) > self.scale / (2 * self.silos):
             out |= self._released(out, {name: x for name, x in part(mean, "embedding").items()})
+            out |= {key: x for key, x in mean.items() if key[0] == "topics"}
         if float(mean.get(("target", "count"), np.zeros(1))[0]) > self.scale / (4 * self.silos):
             out["target", "mean"] = mean["target", "mean"] / mean["target", "count"]
         return out
@@ -247,7 +267,15 @@ class Alignment(Averaging):
         }
 
     def refine(self, params: Params, extra: Tree) -> tuple[Params, Tree]:
-        """With `average`, the last round's parameters are a running mean of all rounds' (Polyak & Juditsky 1992)."""
+        """With `average`, the last round hands out a running mean of all rounds' parameters (Polyak & Juditsky 1992). A
+        head of class means is that of the last survey.
+        """
+        params, extra = self._averaged(params, extra)
+        if self.topics is not None and ("topics", "mean") in extra:
+            params = {**params, **self.topics.head(extra["topics", "mean"])}
+        return params, extra
+
+    def _averaged(self, params: Params, extra: Tree) -> tuple[Params, Tree]:
         if not self.average:
             return params, extra
         done = int(extra.get((OWN, "rounds"), np.zeros(1))[0]) + 1
@@ -258,11 +286,14 @@ class Alignment(Averaging):
         return (mean if done == self.rounds else params), kept
 
 
-def survey_parts(phi: Phi) -> tuple[tuple[str, float], ...]:
-    """What a survey releases, and each part's share of its budget."""
-    if phi in ("none", "distance"):
-        return ("embedding", 0.8), ("count", 0.2)
-    return ("embedding", 0.7), ("count", 0.15), ("phi", 0.15)
+def survey_parts(phi: Phi, topics: bool = False) -> tuple[tuple[str, float], ...]:
+    """What a survey releases, and each part's share of its budget; half of it for the means of `topics`."""
+    found = {"embedding": 0.8, "count": 0.2}
+    if phi not in ("none", "distance"):
+        found = {"embedding": 0.7, "count": 0.15, "phi": 0.15}
+    if topics:
+        found = {name: share / 2 for name, share in found.items()} | {"topics": 0.5}
+    return tuple(found.items())
 
 
 def survey_rounds(rounds: int, every: int) -> tuple[int, ...]:

@@ -7,7 +7,9 @@ back, at the coordinator.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from .. import wire
 from ..engines.base import Ask
 from ..errors import WireError
 from ..governance.envelope import Reason, Refused
+from ..governance.order import BYE
 from ..silo.evaluate import HELD_OUT, MEASURES
 from ..stages.base import Chain
 from ..stages.encrypt import ENCRYPTED, Encrypt
@@ -28,13 +31,18 @@ if TYPE_CHECKING:
     from ..build import Workplace
     from ..silo.handler import Handler
 
-HELLO, TRAIN, EVALUATE = "hello", "train", "evaluate"
+HELLO, AGREE, TRAIN, EVALUATE = "hello", "agree", "train", "evaluate"
+"""Beside the work: "hello" brings signatures, "agree" asks what came of the treaty at the silo, "bye" ends a run."""
 _STEPS = {"open": (), "masked": ("join", "open", "deposit", "unmask"), "encrypted": ("keys", "decrypt")}
 MOST_HEADER = 1 << 24
 """Bytes of names and shapes in a task or a payload: 100,000 tensors."""
 MOST_SCALARS = 64
 """Single numbers that an algorithm may share beside its tensors."""
 MOST_DOMAINS = 10_000
+MOST_AGREED = 1 << 24
+"""Bytes of what a silo says that it came to (`same_work`)."""
+CLOSE = 1e-6
+"""How far two machines' floating point may be apart, relatively, in what they came to."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Agreed:
         """Raises `Refused` for an ask of a kind, or in a shape, that the treaty does not have."""
         if ask.silo != self.silo:
             raise Refused(Reason.MISDIRECTED, "an ask for this silo", "one for another")
-        kinds = (HELLO, TRAIN, EVALUATE, *_STEPS[self.treaty.secure.sums])
+        kinds = (HELLO, AGREE, TRAIN, EVALUATE, BYE, *_STEPS[self.treaty.secure.sums])
         if ask.kind not in kinds:
             raise Refused(Reason.NOT_AGREED, f"one of {', '.join(kinds)}", f"{ask.kind[:40]!r}")
         if (ask.split != "") != (ask.kind == EVALUATE) or (ask.payload != b"") != (ask.kind in (TRAIN, EVALUATE)):
@@ -187,7 +195,8 @@ class ReportForm:
         rules, start = place.federation, place.bench.start()
         task = Task(0, rules.model, start, rules.silos, rules.seed, rules.stages.start(), rules.algorithm.extra(start))
         metric = {("metric", name): np.zeros(1) for name in ("loss", "targets") if place.treaty.disclosure.loss}
-        update = Update({key: np.zeros(shape, np.float32) for key, shape in place.parts.items()} | metric)
+        zeros = {key: np.zeros(shape, np.float32) for key, shape in place.parts.items()}
+        update = Update(zeros | metric, silo=rules.silos[0])  # whose noise, where it is simulated, has a form like any
         secure = place.sums is not None
         return cls(
             _encoded(rules.stages, update, task),
@@ -225,7 +234,39 @@ class ReportForm:
             SCALAR.check(key, x)
 
 
-_SOMETIMES = ("embedding", "target")
+def same_work(own: Mapping[str, Any], said: bytes) -> None:
+    """Raises `Refused` where a silo came to another model, other shapes or another privacy plan by the same treaty than
+    this side did. `own`: `Workplace.agreed()`; `said`: the silo's, in canonical JSON.
+    """
+    try:
+        if len(said) > MOST_AGREED:
+            raise ValueError
+        theirs = json.loads(said)
+        apart = next(_apart("", json.loads(wire.canonical(own)), theirs), None)
+    except (ValueError, RecursionError) as error:
+        raise Refused(Reason.MALFORMED, "what a silo came to by its treaty", type(error).__name__) from error
+    if apart is not None:
+        where, here, there = apart
+        do = "Both sides must load the same base model, and run versions of foedus that build alike."
+        raise Refused(Reason.NOT_AGREED, f"{where} = {here} by this treaty, as here", f"{there} there", do)
+
+
+def _apart(where: str, one: Any, other: Any) -> Iterator[tuple[str, str, str]]:
+    """The places in which two values of JSON are not the same, with what stands there."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        for name in one:
+            yield from _apart(f"{where}.{name}".lstrip("."), one[name], other[name])
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for i, pair in enumerate(zip(one, other, strict=True)):
+            yield from _apart(f"{where}[{i}]", *pair)
+    elif isinstance(one, float) and isinstance(other, float):
+        if not math.isclose(one, other, rel_tol=CLOSE):
+            yield where, repr(one), repr(other)
+    elif type(one) is not type(other) or one != other:
+        yield where, _spelled(one), _spelled(other)
+
+
+_SOMETIMES = ("embedding", "topics", "target")
 """Parts of updates that are there in some rounds only."""
 
 

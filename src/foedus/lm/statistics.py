@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..discriminant import COUNTED, Discriminant
 from .terms import Seen
 
 
@@ -33,6 +34,19 @@ def moments(seen: Seen, through: np.ndarray) -> Tensor:
     features = seen.features()
     u = F.normalize(features @ torch.as_tensor(through, dtype=features.dtype, device=features.device), dim=-1)
     return torch.cat([u, (u[:, :, None] * u[:, None, :]).flatten(1)], 1) / math.sqrt(2)
+
+
+def topic_rows(seen: Seen, of: Discriminant) -> Tensor:
+    """The row's scaled features and a count, at its topic's place: (b, C · (p + 1)), zeros elsewhere, and everywhere
+    where the topic is unknown. See `discriminant.py`.
+    """
+    x, topics = seen.features(), seen.batch["topics"]
+    center, scale = (torch.as_tensor(y, dtype=x.dtype, device=x.device) for y in (of.center, of.scale))
+    f = (x - center) @ scale
+    f = f / f.norm(dim=1, keepdim=True).clamp(min=1.0) * math.sqrt(1 - COUNTED**2)
+    row = torch.cat([f, f.new_full((len(f), 1), COUNTED)], 1)
+    places = F.one_hot(topics.clamp(min=0), of.topics).to(row) * (topics >= 0).to(row)[:, None]
+    return (places[:, :, None] * row[:, None, :]).flatten(1)
 
 
 def covariance(means: np.ndarray, width: int) -> np.ndarray:

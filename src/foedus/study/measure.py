@@ -325,7 +325,7 @@ def _spread(features: Mapping[str, np.ndarray]) -> dict[str, Any] | Absent:
 
 def _look(ruler: Ruler, params: Params, data: Encoded, name: str) -> Look:
     rows = _first_rows(data, ruler.samples, ruler.random("documents", name))
-    headed = bool(ruler.place.treaty.topics.weight)
+    headed = ruler.place.treaty.headed
     return _seen(ruler.place, params, data, rows, headed)
 
 

@@ -72,6 +72,11 @@ class Treaty:
         """Of every draw that the treaty fixes."""
         return self.treaty.seed
 
+    @property
+    def headed(self) -> bool:
+        """Whether the model has a topic head."""
+        return self.topics.weight > 0 or (self.algorithm.name == "alignment" and self.alignment.head == "means")
+
     def tables(self) -> Tables:
         """Every key that applies and has a value, defaults included: plain TOML values by section and key."""
         facts = Facts(self._sections())

@@ -60,5 +60,5 @@ def _obstacles(treaty: Treaty) -> Iterator[TreatyError]:
 
 
 def _learns_labels(treaty: Treaty) -> bool:
-    learned = treaty.topics.weight or treaty.topics.denoise
-    return treaty.model.task == "sequence-classification" or bool(learned and treaty.data.label is not None)
+    learned = treaty.headed or treaty.topics.denoise > 0
+    return treaty.model.task == "sequence-classification" or (learned and treaty.data.label is not None)

@@ -618,19 +618,26 @@ def _holders_among_the_silos(t: Facts) -> Iterator[TreatyError]:
         )
 
 
-@_reads("topics.weight", "topics.denoise", "data.label", "model.task")
+@_reads("topics.weight", "topics.denoise", "alignment.head", "data.label", "model.task")
 def _topics_have_labels(t: Facts) -> Iterator[TreatyError]:
-    for key in ("topics.weight", "topics.denoise"):
+    for key in ("topics.weight", "topics.denoise", "alignment.head"):
         if t.given(key) and t.applies(key) and not t.given("data.label"):
             yield _absent(t, "data.label", key)
             return
 
 
-@_reads("algorithm.name", "topics.weight", "udalm.mix", "alignment.attention")
+@_reads("algorithm.name", "alignment.head", "topics.weight")
+def _one_way_to_a_head(t: Facts) -> Iterator[TreatyError]:
+    if t.applies("alignment.head") and t["alignment.head"] == "means" and t.given("topics.weight"):
+        do = 'Remove weight from [topics], or set head = "learned" in [alignment].'
+        yield problem("alignment.head", "no topic loss beside a head of class means", t.line("topics.weight"), do)
+
+
+@_reads("algorithm.name", "topics.weight", "udalm.mix", "alignment.attention", "alignment.head")
 def _a_head_that_is_asked(t: Facts) -> Iterator[TreatyError]:
     for name, key, asked in (
         ("udalm", "udalm.mix", t["udalm.mix"] > 0),
-        ("alignment", "alignment.attention", t["alignment.attention"] == "error"),
+        ("alignment", "alignment.attention", t["alignment.attention"] == "error" and not t.given("alignment.head")),
     ):
         if t["algorithm.name"] == name and asked and not t.given("topics.weight"):
             yield _absent(t, "topics.weight", key)

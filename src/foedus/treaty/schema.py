@@ -287,6 +287,9 @@ class Alignment(Section):
     every: Count = Field(1, description="rounds between surveys of the mean embedding, the first in round 0")
     noise_ratio: Positive = Field(1.0, description="the survey's noise multiplier over a step's")
     rate: Share | None = Field(None, description="of units in a survey; left out, as in a step", examples=[0.5])
+    head: Literal["learned", "means"] = Field(
+        "learned", description='"means": a topic head made of the mean features of each topic, as surveys release them'
+    )
     attention: Literal["none", "entropy", "rank", "error", "distance"] = Field(
         "none", description="by what a silo weighs in"
     )
@@ -536,6 +539,6 @@ SECTIONS: dict[str, type[Section]] = {
     "performance": Performance,
 }
 
-SILENT = ("data.missing", "topics.weight", "topics.denoise", "disclosure.attention")
+SILENT = ("data.missing", "topics.weight", "topics.denoise", "alignment.head", "disclosure.attention")
 """Keys whose default adds nothing to what the others ask for: a weight is in every update that is seen. A resolved
 treaty leaves them out while they have it, and so does the digest."""

@@ -63,7 +63,7 @@ def not_covered(treaty: Treaty) -> list[str]:
         ("pooled" in treaty.evaluation.baselines, "the pooled baseline, which is for simulations"),
         ("local" in treaty.evaluation.baselines, "the baselines of silos alone"),
         (treaty.model.task == "sequence-classification", "the names of the labels"),
-        (treaty.topics.weight > 0, "the names of the topics"),
+        (treaty.headed, "the names of the topics"),
         (_answers_from_its_text(treaty), "what a silo's own store of text answers, the figures measured with it among"
                                          " that"),
         (True, "hyper-parameters that were tuned on the same data in earlier runs"),
@@ -124,6 +124,8 @@ def _beside_the_update(treaty: Treaty, beside: str) -> list[str]:
     how = f"from a survey with noise of its own, {when}" if treaty.privacy.unit in _INSIDE else f"exactly, {when}"
     how = f"inside the clip of the update, {when}" if treaty.privacy.unit == "silo" else how
     lines = [f"{beside}: the mean embedding of its text, {a.features} numbers a layer, {how}, with its length"]
+    if a.head == "means":
+        lines.append(f"{beside}: for each topic the mean features of its texts and its share of them, {how}")
     if a.target is not None:
         lines.append(f"from {a.target} alone: the same by itself; whatever is made of it goes to all silos")
     if a.attention != "none":
@@ -232,7 +234,7 @@ def _once(treaty: Treaty) -> list[str]:
     lines = ["its name, how long it took, how many bytes it sent, and if it failed why"]
     if treaty.model.task == "sequence-classification":
         lines.append("the names of its labels, once: the model's classes are those of all silos")
-    if treaty.topics.weight > 0:
+    if treaty.headed:
         lines.append("the names of its topics, once: the topic head's classes are those of all silos")
     if treaty.disclosure.holdings:
         lines.append("its holdings, once: how many examples and tokens it has, by split, domain and label")
