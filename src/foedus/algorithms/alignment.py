@@ -271,9 +271,10 @@ class Alignment(Averaging):
         head of class means is that of the last survey.
         """
         params, extra = self._averaged(params, extra)
-        if self.topics is not None and ("topics", "mean") in extra:
-            params = {**params, **self.topics.head(extra["topics", "mean"])}
-        return params, extra
+        if self.topics is None or ("topics", "mean") not in extra:
+            return params, extra
+        means = extra["topics", "mean"]
+        return {**params, **self.topics.head(means)}, {key: x for key, x in extra.items() if key[0] != "topics"}
 
     def _averaged(self, params: Params, extra: Tree) -> tuple[Params, Tree]:
         if not self.average:
@@ -281,9 +282,9 @@ class Alignment(Averaging):
         done = int(extra.get((OWN, "rounds"), np.zeros(1))[0]) + 1
         keep = (self.average - self.average**done) / (1 - self.average**done)  # 0 at first: no start to forget
         past = part(extra, "average") or params
-        mean = {name: keep * past[name] + (1 - keep) * x for name, x in params.items()}
+        mean = {name: keep * past[name] + (1 - keep) * x for name, x in params.items() if name not in self._made}
         kept = dict(extra) | as_part("average", mean) | {(OWN, "rounds"): np.array([done])}
-        return (mean if done == self.rounds else params), kept
+        return ({**params, **mean} if done == self.rounds else params), kept
 
 
 def survey_parts(phi: Phi, topics: bool = False) -> tuple[tuple[str, float], ...]:
