@@ -38,11 +38,11 @@ demo-private: setup
 
 demo-secure: setup
 	$(BIN)/foedus fetch
-	$(BIN)/python demos/secure.py $(SECURE)
+	$(BIN)/python -m demos.secure $(SECURE)
 
 demo-deploy: setup
 	$(BIN)/foedus fetch
-	$(BIN)/python demos/deploy.py $(DEPLOY)
+	$(BIN)/python -m demos.deploy $(DEPLOY)
 
 chaos: setup
 	$(BIN)/python -m benchmarks.chaos --rounds 20 --kills 20 --seed 1

@@ -7,6 +7,11 @@ an ask and its report: frames, `Remote`, `FlowerLine`, the SuperLink behind our 
 bytes down and up, with node authentication, state in SQLite, and every party in a process of its own; they take turns,
 and who waits for his turn polls nothing.
 
+A round is one of `foedus run --engine flower`, as between organisations, whose training takes no step: three homes with
+their charters and a treaty that all signed, `Guard` and `Host` in each silo's process, `Seal`, loop, ledger and
+checkpoint in the coordinator's. It takes as long as from one checkpoint to the next, in the open (one exchange) and
+masked (two), beside one exchange of Flower's floor with as many bytes.
+
 Bytes are counted by a proxy between the silos and our SuperLink: TLS, HTTP, heartbeats and all. `--large`: one message
 of 500 MB, with the peak of memory of each process.
 """
@@ -22,9 +27,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -33,16 +38,27 @@ from typing import Any
 import psutil
 
 from foedus import wire
-from foedus.deploy import certificates
+from foedus.deploy import certificates, signing
+from foedus.deploy.guard import Work
+from foedus.deploy.home import FederationHome, Settings, SiloHome, SiloSettings, read_card
+from foedus.deploy.host import Host
+from foedus.deploy.run import begin_run, carry_out, over_flower
 from foedus.engines import Ask, flower
-from foedus.engines.frames import pack_report, unpack_ask
+from foedus.engines.frames import pack_report, unpack_ask, unpack_report
+from foedus.engines.line import Line
 from foedus.engines.remote import Plain, Remote
+from foedus.execute import Event
+from foedus.governance.envelope import OVERHEAD
+from foedus.treaty import Treaty, parse
+from foedus.treaty.signed import Signed
 from foedus.types import Receipt, Report
 
+from .overhead import NoSteps
 from .table import Row, finish, machine, median, share
 
 SILOS, PAYLOAD, TURNS, POLL_S = 3, 1 << 20, 5, 0.05
-ABOVE, BYTES = 1.10, 1.01
+ABOVE, ROUND, BYTES = 1.10, 1.20, 1.01
+RANK, ROUNDS = 256, 8  # of an adapter of tiny:llama with 1 MB; and how many are timed
 SIZES = (1 << 20, 1 << 24)
 LARGE = 500_000_000
 FORK = multiprocessing.get_context("fork")
@@ -64,7 +80,11 @@ class Ground:
         return {name: public for name, (_, public) in self.keys.items()}
 
 
-def rows(payload: int = PAYLOAD, turns: int = TURNS) -> list[Row]:
+def rows() -> list[Row]:
+    return [*exchange_rows(), *round_rows()]
+
+
+def exchange_rows(payload: int = PAYLOAD, turns: int = TURNS) -> list[Row]:
     """Seconds of an exchange, ours beside the floor, and bytes on the wire beside those of the payloads."""
     with tempfile.TemporaryDirectory() as folder:
         certificates.make(Path(folder), ["127.0.0.1"], "benchmark")
@@ -110,6 +130,194 @@ def carried(ground: Ground, size: int) -> tuple[float, float]:
         our(os.urandom(size))
         time.sleep(0.5)
         return float(count() - before), 2.0 * SILOS * size
+
+
+# A round
+
+
+SUMS = {"in the open": 'sums = "open"', "masked": 'sums = "masked"\ncorrupt = 0.0\ndropout = 0.0'}
+TREATY = """
+[treaty]
+name = "round-{sums}"
+[model]
+base = "tiny:llama"
+max_length = 16
+[adapter]
+rank = {rank}
+[data]
+source = "memory"
+keep = ["law"]
+domain = "domain"
+[silos]
+names = ["silo-0", "silo-1", "silo-2"]
+[cohort]
+minimum = 3
+[algorithm]
+rounds = {rounds}
+[local]
+steps = 1
+[server]
+weighting = "uniform"
+[secure]
+{secure}
+[disclosure]
+holdings = false
+[evaluation]
+every = {rounds}
+baselines = []
+"""
+CHARTER = """
+[models]
+"tiny:llama" = "any"
+[adapters]
+kinds = ["lora"]
+max_rank = {rank}
+[training]
+tasks = ["causal-lm"]
+algorithms = ["fedavg"]
+max_rounds = {rounds}
+max_steps = 1
+[data]
+columns = ["text", "domain"]
+[privacy]
+unit = "none"
+epsilon = 8.0
+epsilon_for_life = 10.0
+delta = 1e-5
+[secure]
+sums = ["open", "masked"]
+others = 0
+[disclosure]
+loss = true
+[evaluation]
+splits = ["validation", "test"]
+baselines = ["base"]
+[limits]
+max_bytes = 1_000_000_000
+"""
+EXAMPLES = [{"text": f"clause {i}", "domain": "law"} for i in range(20)]
+
+
+def treaty(sums: str, rank: int, rounds: int) -> Treaty:
+    return parse(TREATY.format(sums=sums.split()[-1], rank=rank, rounds=rounds, secure=SUMS[sums]))
+
+
+def round_rows(rank: int = RANK, turns: int = ROUNDS) -> list[Row]:
+    """Seconds of a round beside those of one exchange of Flower's floor, in turns; and a round's bytes on the wire
+    beside those of its payloads and its mail.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in (*SUMS, "floor")}
+    scale, out = Scale(), []
+    with tempfile.TemporaryDirectory() as folder:
+        certificates.make(Path(folder), ["127.0.0.1"], "benchmark")
+        ground = Ground(Path(folder), {f"silo-{i}": certificates.node_key() for i in range(SILOS)})
+        with floor(ground) as exchange, federated(Path(folder), rank, turns + 3, scale) as one_round:
+            for _ in range(2):  # models are loaded, and keys are dealt
+                size = max(scale.of(step) for step in one_round.values()) // (2 * SILOS)
+            exchange(os.urandom(size))
+            for _ in range(turns):
+                blob = os.urandom(size)
+                for name, step in {**one_round, "floor": partial(exchange, blob)}.items():
+                    began = time.perf_counter()
+                    step()
+                    seconds[name].append(time.perf_counter() - began)
+    for sums in SUMS:
+        name = f"flower_wire: a round {sums}, {SILOS} silos, {size / 1e6:.1f} MB down and up, beside one exchange"
+        out.append(share(name, median(seconds[sums]), median(seconds["floor"]), "s", ROUND))
+    with tempfile.TemporaryDirectory() as folder, counting() as (through, count):
+        with federated(Path(folder), rank, 4, scale, through) as one_round:
+            for sums, step in one_round.items():
+                step()
+                step()
+                before, payloads = count(), scale.of(step)
+                out.append(share(f"flower_wire: bytes of a round {sums}", count() - before, payloads, "B", BYTES))
+    return out
+
+
+class Scale:
+    """Weighs what crosses lines, both ways: payloads and mail, without what frames and seals them."""
+
+    bytes = 0
+
+    def of(self, step: Callable[[], object]) -> int:
+        """What crossed them during a step."""
+        before = self.bytes
+        step()
+        return self.bytes - before
+
+    def lines(self, home: FederationHome, nodes: Mapping[str, str]) -> Line:
+        return _Weighed(over_flower(home, nodes), self)
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    line: Line
+    scale: Scale
+
+    def silos(self) -> frozenset[str]:
+        return self.line.silos()
+
+    def send(self, silo: str, blob: bytes) -> str:
+        self._weigh(unpack_ask(blob[OVERHEAD:]))
+        return self.line.send(silo, blob)
+
+    def poll(self) -> Iterator[tuple[str, bytes | str]]:
+        for name, answer in self.line.poll():
+            if isinstance(answer, bytes):
+                self._weigh(unpack_report(answer[OVERHEAD:]))
+            yield name, answer
+
+    def close(self) -> None:
+        self.line.close()
+
+    def _weigh(self, one: Ask | Report) -> None:
+        self.scale.bytes += len(one.payload) + len(one.mail)
+
+
+@contextmanager
+def federated(
+    folder: Path, rank: int, rounds: int, scale: Scale, through: Callable[[str], str] = str
+) -> Iterator[dict[str, Callable[[], Event]]]:
+    """A federation that is up, with a run for each way of summing: what carries out its next round."""
+    address = free_address()
+    home = FederationHome.create(folder / "federation", Settings("benchmark", address, dashboard=""))
+    silos = [SiloHome.create(folder / name, SiloSettings(name)) for name in (f"silo-{i}" for i in range(SILOS))]
+    for silo in silos:
+        home.admit(read_card(silo.card))
+        silo.join(home.invitation())
+        silo.charter.write_text(CHARTER.format(rank=rank, rounds=rounds))
+    treaties = {sums: treaty(sums, rank, rounds) for sums in SUMS}
+    for made, _ in (signing.propose(home, one) for one in treaties.values()):
+        for silo in silos:
+            signing.sign(silo, made)
+    with flower.SuperLink(
+        home.flower, address, certificate=home.tls / "server.crt", key=home.tls / "server.key"
+    ) as link:
+        flower.admit(link.socket, {name: card.node for name, card in home.cards().items()})
+        processes = [FORK.Process(target=idle_silo, args=(silo, through(address)), daemon=True) for silo in silos]
+        with running(processes), ExitStack() as ends:
+            until(lambda: all(node.online for node in flower.nodes(link.socket).values()))
+            runs = {sums: carry_out(home, begin_run(home, one), lines=scale.lines) for sums, one in treaties.items()}
+            for run in runs.values():
+                ends.enter_context(closing(run))
+            yield {sums: partial(_next_round, run) for sums, run in runs.items()}
+
+
+def _next_round(run: Iterator[Event]) -> Event:
+    return next(event for event in run if event.kind == "round")
+
+
+def idle_silo(home: SiloHome, address: str) -> None:
+    """A silo's process as `foedus silo up` has it, but that its training takes no step."""
+    host = Host(home, EXAMPLES)
+
+    def work(signed: Signed) -> Work:
+        found = host.work(signed)
+        found.engine.handler = replace(found.engine.handler, algorithm=NoSteps())
+        return found
+
+    host.guard.engine = work
+    flower.serve(address, home.invitation.authority.encode(), home.node, host.guard)
 
 
 # Ours
@@ -182,6 +390,7 @@ def floor(ground: Ground) -> Iterator[Callable[[bytes], None]]:
             exchange = grid_exchange(ground, address, run, token, turn)
             exchange.pids = {"SuperLink": link.pid}
             yield exchange
+            exchange.close()
     finally:
         link.kill()
         link.wait()
@@ -226,7 +435,8 @@ def grid_exchange(ground: Ground, address: str, run: int, token: str, turn: Any)
     grid = HttpGrid(address, False, ground.authority, token=token)
     grid._runtime_client.PullTaskInput(runtime_pb2.PullTaskInputRequest())
     grid.set_run(Run.create_empty(run))
-    HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client)).start()
+    heart = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
+    heart.start()
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run, 1, 1
     until(lambda: len(list(grid.get_node_ids())) == SILOS)
     nodes = list(grid.get_node_ids())
@@ -243,6 +453,7 @@ def grid_exchange(ground: Ground, address: str, run: int, token: str, turn: Any)
             time.sleep(POLL_S)
         turn.clear()
 
+    exchange.close = heart.stop
     return exchange
 
 

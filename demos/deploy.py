@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .stagehand import Check, foedus, read, records
+
 ROOT = Path(__file__).parent.parent
 TREATY, RUN = ROOT / "treaties/newsgroups-deploy.toml", ROOT / "runs/deploy"
 SILOS = ("archive-a", "archive-b", "archive-c")
@@ -380,18 +382,6 @@ class Stage:
 # ---- what must hold afterwards ----
 
 
-@dataclass(frozen=True)
-class Check:
-    """Something that must be true, in words, and whether it is."""
-
-    held: bool
-    words: str
-
-    def print(self) -> bool:
-        print(f"  {'held  ' if self.held else 'FAILED'}  {self.words}", flush=True)
-        return self.held
-
-
 def checks(stage: Stage) -> Iterator[Check]:
     """Parties that agree; a death that cost nothing twice; a refusal on record; the good version in use."""
     from foedus.deploy.home import FederationHome, SiloHome
@@ -488,25 +478,12 @@ def charges(stage: Stage, silo: str, treaty: str) -> int:
     return len(spent(stage, silo, treaty))
 
 
-def records(file: Path) -> list[dict]:
-    """The whole lines of a file that may be written to right now."""
-    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]] if file.exists() else []
-
-
-def read(file: Path) -> dict:
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
 def last_line(log: Path) -> str:
     lines = [line for line in re.split(r"[\r\n]+", log.read_text(errors="replace")) if line.strip()]
     return lines[-1].strip() if lines else ""
 
 
 # ---- the machine ----
-
-
-def foedus() -> list[str]:
-    return [sys.executable, "-m", "foedus"]
 
 
 def surroundings() -> dict[str, str]:

@@ -18,10 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from urllib.parse import quote, unquote
+
+from .stagehand import Check, foedus, read, records
 
 ROOT = Path(__file__).parent.parent
 TREATY, RUN = ROOT / "treaties/newsgroups-secure.toml", ROOT / "runs/newsgroups-secure"
@@ -65,7 +67,7 @@ def carried_out(run: Path) -> int:
         shutil.rmtree(run)
     deadly = deadly_round(run)
     task = ["resume", str(run)] if (run / "treaty.toml").exists() else ["run", str(TREATY), "--out", str(run)]
-    words = [sys.executable, __file__, CURIOUS, str(run), *task, "--engine", "processes"]
+    words = [sys.executable, "-m", "demos.secure", CURIOUS, str(run), *task, "--engine", "processes"]
     with subprocess.Popen(words, env={**os.environ, "FOEDUS_KEEP_TRAYS": "1"}) as child:
         try:
             while child.poll() is None:
@@ -143,18 +145,6 @@ def note(run: Path, round: int, silo: str, payload: bytes) -> None:
 
 
 # ---- what must hold afterwards ----
-
-
-@dataclass(frozen=True)
-class Check:
-    """Something that must be true, in words, and whether it is."""
-
-    held: bool
-    words: str
-
-    def print(self) -> bool:
-        print(f"  {'held  ' if self.held else 'FAILED'}  {self.words}", flush=True)
-        return self.held
 
 
 def checks(run: Path) -> Iterator[Check]:
@@ -339,24 +329,11 @@ def trays(run: Path) -> list[Path]:
     return list(run.glob("silos/*/out-tray"))
 
 
-def records(file: Path) -> list[dict]:
-    """The whole lines of a file that may be written to right now."""
-    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]] if file.exists() else []
-
-
 def rounds_of(run: Path) -> int:
     import tomllib
 
     file = run / "treaty.toml"
     return tomllib.loads((file if file.exists() else TREATY).read_text())["algorithm"]["rounds"]
-
-
-def read(file: Path) -> dict:
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
-def foedus() -> list[str]:
-    return [sys.executable, "-m", "foedus"]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 from benchmarks import __main__ as everything
-from benchmarks import federation, flower, masks, memory, overhead, secure, secure_round, table
+from benchmarks import federation, flower, flower_wire, masks, memory, overhead, secure, secure_round, table
 from benchmarks.apart import apart, peak
 from benchmarks.table import Row, faster, more, share
 
@@ -103,6 +103,7 @@ def test_flowers_table_compares_updates_a_second_and_the_losses():
         federation.TREATY.format(rounds=2, steps=1),
         memory.TREATY.format(silos=3, examples=5),
         secure_round.TREATY.format(base=secure_round.MODEL, steps=1, batch=1),
+        *(flower_wire.treaty(sums, 4, 2).resolved() for sums in flower_wire.SUMS),
     ],
 )
 def test_the_treaties_of_the_benchmarks_are_sound(text):
@@ -139,3 +140,13 @@ def test_secure_and_open_rounds_are_those_of_one_workplace(tmp_path):
         assert training > 0 and rest > 0 and run.state.round == 1
     assert runs[0].rules.stages.hides and not runs[1].rules.stages.hides
     assert all(np.allclose(x, runs[1].state.params[name], atol=1e-3) for name, x in runs[0].state.params.items())
+
+
+def test_rounds_over_tls_that_train_nothing_carry_whole_tasks_and_updates(tmp_path):
+    scale, size = flower_wire.Scale(), 8192 * 4  # of an adapter of rank 8
+    with flower_wire.federated(tmp_path, 8, 3, scale) as one_round:
+        assert list(one_round) == list(flower_wire.SUMS)
+        for step in one_round.values():
+            assert scale.of(step) > 6 * size
+            event = step()
+            assert event.round == 2 and len(event.row["silos"]) == 3 and not event.row["failures"]

@@ -9,9 +9,12 @@ import typer
 from typer.testing import CliRunner
 
 from foedus import cli_coordinator, cli_silo
-from foedus.deploy import certificates
+from foedus.deploy import certificates, signing
 from foedus.deploy.home import FederationHome, SiloHome, read_invitation
 from foedus.errors import RunError
+
+from .deploy.federation import Federation
+from .deploy.test_parties import treaty
 
 app = typer.Typer()
 app.command()(cli_coordinator.init)
@@ -80,3 +83,27 @@ def test_the_status_says_what_is_missing_in_words_and_for_programs(tmp_path, hom
     assert "federation: not up" in said("status", "--home", home)
     found = json.loads(said("status", "--home", home, "--json"))
     assert found["silos"]["hospital-a"]["connected"] is False and found["certificates"]["warnings"] == []
+
+
+def test_the_status_says_how_many_signatures_are_here_and_who_will_be_asked_for_the_rest(tmp_path):
+    parties = Federation(tmp_path)
+    parties.propose(treaty(tmp_path), signers=("north",))
+    assert "0 of 3 signatures are here; a run asks for those of north, east, south" in status_of(parties)
+    signing.collect(parties.home, parties.silos["north"].signed())
+    assert "1 of 3 signatures are here; a run asks for those of east, south" in status_of(parties)
+    for name in ("east", "south"):
+        parties.sign_late(name)
+        signing.collect(parties.home, parties.silos[name].signed())
+    assert "all signed" in status_of(parties)
+
+
+def status_of(parties: Federation) -> str:
+    return " ".join(said("status", "--home", parties.home.path).split())
+
+
+def test_a_certificate_is_rotated_in_a_home_whose_authority_is_sealed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOEDUS_KEY", "ab" * 32)
+    said("init", tmp_path / "sealed", "--key", "env")
+    before = (tmp_path / "sealed/tls/server.crt").read_bytes()
+    said("coordinator", "rotate", "--home", tmp_path / "sealed")
+    assert (tmp_path / "sealed/tls/server.crt").read_bytes() != before

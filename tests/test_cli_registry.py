@@ -13,6 +13,7 @@ from foedus.cli_registry import app, rollback
 from foedus.deploy.home import FederationHome, Settings
 from foedus.errors import FoedusError
 from foedus.governance.ledger import verify
+from foedus.secure.keys import Identity
 
 from .governance.conftest import make_run
 
@@ -39,8 +40,8 @@ def home(empty, tmp_path):
 
     shutil.copytree(empty.path, tmp_path / "notes")
     found = FederationHome.at(tmp_path / "notes")
-    make_run(found.runs / "first", 1)
-    make_run(found.runs / "second", 2, silos={"a": 0.8, "b": 1.5})
+    make_run(found.runs / "first", 1, keeper=found.identity())
+    make_run(found.runs / "second", 2, silos={"a": 0.8, "b": 1.5}, keeper=found.identity())
     return found
 
 
@@ -76,6 +77,18 @@ def test_what_was_done_stands_in_the_federations_signed_ledger_without_names(hom
     moves = [record["body"] for record in records if record["kind"] == "registry"]
     assert [(m["kind"], m["version"], m["accepted"]) for m in moves] == [("register", 1, True), ("promote", 1, True)]
     assert "Operator" not in home.ledger.read_text()
+
+
+def test_a_run_whose_ledger_the_home_did_not_sign_is_promoted_only_by_whoever_says_who_did(home):
+    make_run(home.runs / "unsigned", 3, name="simulated")
+    called(home, "registry", "register", home.runs / "unsigned")
+    assert "FAILED  ledger" in called(home, "registry", "promote", "simulated@1", code=1)
+    called(home, "registry", "promote", "simulated@1", "--key", "any")
+    stranger = Identity.fresh()
+    make_run(home.runs / "strangers", 4, name="theirs", keeper=stranger)
+    called(home, "registry", "register", home.runs / "strangers")
+    assert "FAILED  ledger" in called(home, "registry", "promote", "theirs@1", code=1)
+    called(home, "registry", "promote", "theirs@1", "--key", stranger.public.hex())
 
 
 def test_show_tells_lineage_cost_and_history(home):

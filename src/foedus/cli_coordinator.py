@@ -83,9 +83,9 @@ def rotate(
     from .deploy import certificates
     from .deploy.home import FederationHome
 
-    tls = FederationHome.at(home).tls
-    certificates.rotate(tls, host)
-    out.print(f"The server's certificate is new; it expires on {certificates.expiry(tls)['server']:%Y-%m-%d}.")
+    found = FederationHome.at(home)
+    certificates.rotate(found.tls, host, found.vault())
+    out.print(f"The server's certificate is new; it expires on {certificates.expiry(found.tls)['server']:%Y-%m-%d}.")
 
 
 @app.command()
@@ -111,8 +111,7 @@ def status(home: Home = HERE, as_json: AsJson = False) -> None:
     out.print(f"{facts['federation']}: {'up' if facts['up'] else 'not up'}", markup=False)
     _print_silos(facts)
     for treaty in facts["treaties"]:
-        said = "all signed" if treaty["binding"] else f"not signed by {', '.join(treaty['missing'])}"
-        out.print(f"Treaty {treaty['name']} ({treaty['digest'][:12]}): {said}", markup=False)
+        out.print(f"Treaty {treaty['name']} ({treaty['digest'][:12]}): {_signed(treaty)}", markup=False)
     now = facts["run"]
     if now is not None:
         why = f": {now['why']}" if now["why"] else ""
@@ -124,6 +123,13 @@ def status(home: Home = HERE, as_json: AsJson = False) -> None:
         out.print(f"Alarm {alarm['name']} ({alarm['about']}): {alarm['said']}", markup=False, style="red")
     for warning in facts["certificates"]["warnings"]:
         out.print(warning, markup=False, style="red")
+
+
+def _signed(treaty: dict[str, Any]) -> str:
+    if treaty["binding"]:
+        return "all signed"
+    here = f"{treaty['signatures']} of {treaty['silos']} signatures are here"
+    return f"{here}; a run asks for those of {', '.join(treaty['missing'])}"
 
 
 def _print_silos(facts: dict[str, Any]) -> None:

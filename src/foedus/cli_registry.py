@@ -26,6 +26,7 @@ Name = Annotated[str, typer.Argument(metavar="MODEL@VERSION")]
 By = Annotated[str, typer.Option(metavar="WHO", help="Who does it; by default, the account.")]
 Why = Annotated[str, typer.Option(metavar="WHY", help="Why, for those who come later.")]
 HERE = Path()
+OWN = "the home's"
 
 
 @app.command("list")
@@ -94,7 +95,9 @@ def promote(
     worse: Annotated[float, typer.Option(help="The most that any silo or domain may lose, 0.02 for 2 %.")] = 0.02,
     epsilon: Annotated[float | None, typer.Option(help="The most ε that all versions together may have cost.")] = None,
     delta: Annotated[float, typer.Option(help="The δ of that ε.")] = 1e-5,
-    key: Annotated[str, typer.Option(metavar="HEX", help="The key that must have signed the run's ledger.")] = "",
+    key: Annotated[
+        str, typer.Option(metavar="HEX", help="The key that must have signed the run's ledger; any: none need have.")
+    ] = OWN,
     by: By = "",
     why: Why = "",
     home: Home = HERE,
@@ -104,7 +107,7 @@ def promote(
     from .governance.registry import Rules
 
     with _registry(home) as registry:
-        move = registry.promote(name, by or _account(), why, Rules(worse, epsilon, delta, key))
+        move = registry.promote(name, by or _account(), why, Rules(worse, epsilon, delta, _signer(key, home)))
     _told(move, as_json)
 
 
@@ -147,6 +150,12 @@ def _registry(home: Path) -> Iterator[Registry]:
         yield registry
     finally:
         registry.close()
+
+
+def _signer(key: str, home: Path) -> str:
+    from .deploy.home import FederationHome
+
+    return {OWN: FederationHome.at(home).public.hex(), "any": ""}.get(key, key)
 
 
 def _account() -> str:

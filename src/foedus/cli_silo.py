@@ -209,7 +209,7 @@ def _decide(home: Path, change: Any, said: str) -> None:
 
     found = SiloHome.at(home)
     decided: Consent = change(consent.read(found.state))
-    consent.write(found.state, decided)
+    found.decide(decided)
     out.print(said, markup=False)
 
 

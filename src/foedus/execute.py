@@ -27,7 +27,7 @@ from .engines import Engine
 from .errors import RunError
 from .evaluation import TOGETHER, figures
 from .gather import EncryptedSums, Masked
-from .governance import Accounted, Journal, KeptMechanism, Ledger, Openings, RunFolder, SiloCustody, Tray
+from .governance import TRAY, Accounted, Journal, KeptMechanism, Ledger, Openings, RunFolder, SiloCustody, Tray
 from .governance.machine import hardware, versions
 from .governance.vault import Vault
 from .lm.adapters import save_adapter
@@ -42,7 +42,6 @@ from .treaty import Treaty, parse, privacy
 from .types import Receipt, Release, State, Task, Tree
 
 FEDERATED, POOLED, LOCAL, BASE = "federated", "pooled", "local_only", "base"
-TRAY = "out-tray"
 SILOS = "silos"
 """The folder of the silos' own folders, in a run whose silos are processes (`launch.py`)."""
 KEEP_TRAYS = "FOEDUS_KEEP_TRAYS"

@@ -33,6 +33,7 @@ from .silo.handler import failed
 from .types import Receipt, Report
 
 if TYPE_CHECKING:
+    from .build import Workplace
     from .engines import InProcess
     from .governance.circle import Circle
     from .governance.vault import Vault
@@ -84,27 +85,45 @@ def engine_of(
     budgets: Path | None = None,
     vault: Vault | None = None,
 ) -> InProcess:
-    """What answers for one silo of a treaty, its file, or a run's folder.
-
-    `folder`: where the silo keeps what must outlive its process: out-tray and journal, its budget unless `budgets` is
-    another folder, and its identity, if it was dealt one there. `examples`: its own, as `build` takes them; left out,
-    its share of the treaty's source. `circle`: the parties to secure sums; left out, those that were dealt. `vault`:
-    seals the out-tray.
-    Raises what `build` and `dealt` raise, and `SiloError` for a silo that the treaty does not have.
+    """What answers for one silo of a treaty, of its file, or of a run's folder: `engine_at` its `place_of`. `circle`:
+    the parties to secure sums; left out, those that were dealt in `folder`.
     """
     treaty = _treaty(source) if isinstance(source, Path) else source
-    from .build import build  # heavy: a treaty that is wrong says so before
-    from .execute import custody
-    from .governance import RunFolder, Tray
     from .governance.circle import dealt
 
     if circle is None and treaty.secure.sums != "open":
         circle = dealt(silo, folder)
+    place = place_of(treaty, silo, threads, examples=examples, circle=circle)
+    return engine_at(place, silo, folder, budgets=budgets, vault=vault)
+
+
+def place_of(
+    treaty: Treaty, silo: str, threads: int, *, examples: Any = None, circle: Circle | None = None
+) -> Workplace:
+    """A silo's own place under a treaty. `examples`: its own, as `build` takes them; left out, its share of the source
+    that the treaty names. `circle`: the parties to secure sums, if it has any.
+
+    Raises what `build` raises, and `SiloError` for a silo that the treaty does not have.
+    """
+    from .build import build  # heavy: a treaty that is wrong says so before
+
     data = None if examples is None else {silo: examples}
     place = build(treaty.replace(**{"performance.threads": threads}), data, circle=circle, only=silo)
     if silo not in place.silos:
         raise SiloError("one of the treaty's silos, with its data", f'"{silo}"', one_of(silo, place.federation.silos))
-    kept = custody(RunFolder(folder, vault), place, budgets) or Tray(folder / "out-tray", vault=vault)
+    return place
+
+
+def engine_at(
+    place: Workplace, silo: str, folder: Path, *, budgets: Path | None = None, vault: Vault | None = None
+) -> InProcess:
+    """What answers for one silo at its own place. `folder`: where it keeps what must outlive its process: out-tray and
+    journal, and its budget unless `budgets` is another folder. `vault`: seals the out-tray.
+    """
+    from .execute import custody
+    from .governance import TRAY, RunFolder, Tray
+
+    kept = custody(RunFolder(folder, vault), place, budgets) or Tray(folder / TRAY, vault=vault)
     engine = place.engine(custody=kept)
     engine.memory[silo] = kept.memory(silo)
     return engine

@@ -14,46 +14,20 @@ from foedus.deploy.host import Host
 from foedus.engines.line import Faults, Loopback
 from foedus.treaty import Treaty, signed
 
+from .parties import CHARTER
 from .test_parties import SILOS, files
-
-CHARTER = """
-[models]
-"tiny:llama" = "any"
-[adapters]
-kinds = ["lora"]
-max_rank = 8
-[training]
-tasks = ["causal-lm"]
-algorithms = ["fedavg", "scaffold"]
-max_rounds = 50
-max_steps = 5
-[data]
-columns = ["text", "domain"]
-[privacy]
-unit = "none"
-epsilon = 8.0
-epsilon_for_life = 10.0
-delta = 1e-5
-[secure]
-sums = ["open", "masked"]
-others = 0
-[disclosure]
-loss = true
-[evaluation]
-splits = ["validation", "test"]
-baselines = ["base"]
-[limits]
-max_bytes = 10_000_000
-"""
 
 
 @dataclass
 class Federation:
-    """A coordinator and three silos that joined, in one folder. `faults`: of the line between them."""
+    """A coordinator and three silos that joined, in one folder. `faults`: of the line between them; `charter`: of every
+    silo.
+    """
 
     folder: Path
     faults: Faults = field(default_factory=Faults)
     settings: Mapping[str, object] = field(default_factory=dict)
+    charter: str = CHARTER
 
     def __post_init__(self) -> None:
         said = {"deadline_s": 60.0, "backoff_s": 0.01, "patience_s": 30.0, "dashboard": "", **self.settings}
@@ -63,7 +37,7 @@ class Federation:
         for silo in self.silos.values():
             self.home.admit(read_card(silo.card))
             silo.join(self.home.invitation())
-            silo.charter.write_text(CHARTER)
+            silo.charter.write_text(self.charter)
         (self.folder / "data").mkdir()
         self.files = files(self.folder / "data")
 

@@ -55,27 +55,36 @@ kinds = ["lora"]
 max_rank = 8
 [training]
 tasks = ["causal-lm"]
-algorithms = ["fedavg", "scaffold"]
+algorithms = ["fedavg", "fedprox", "scaffold", "alignment", "reversal", "udalm", "knn-adapter", "fedlap", "alone"]
 max_rounds = 10
 max_steps = 5
 [data]
-columns = ["text"]
+columns = ["text", "domain"]
+sources = ["public.csv"]
 [privacy]
 unit = "none"
 epsilon = 8.0
 epsilon_for_life = 10.0
 delta = 1e-5
 [secure]
-sums = ["open", "masked"]
+sums = ["open", "masked", "encrypted"]
 others = 0
 [disclosure]
 loss = true
+attention = true
 [evaluation]
 splits = ["validation", "test"]
 baselines = ["base"]
 [limits]
 max_bytes = 1_000_000
 """
+SIMULATED = """epsilon = 1e6
+epsilon_for_life = 1e6
+placements = ["silo", "server", "shared"]
+simulated_noise = true
+"""
+NOISY = CHARTER.replace("epsilon = 8.0\nepsilon_for_life = 10.0\n", SIMULATED)
+"""The charter of whoever takes part in noise that protects nobody, since its seed is known."""
 
 MODEL = "ab" * 32
 START = {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float32)}

@@ -10,13 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from foedus.build import build
 from foedus.deploy.coordinator import running, status
-from foedus.deploy.run import Present, begin_run, carry_out, is_deployed
+from foedus.deploy.run import Present, begin_run, carry_out, is_deployed, over_flower
 from foedus.engines import Ask, flower
 from foedus.engines.line import Faults
 from foedus.errors import RunError
@@ -24,6 +26,7 @@ from foedus.governance import RunFolder, consent, verify
 from foedus.governance.registry import Registry
 from foedus.governance.vault import fresh_key_file, is_sealed
 from foedus.governance.witness import compare
+from foedus.progress import shown
 from foedus.treaty import Treaty
 from foedus.types import Receipt, Report
 
@@ -91,9 +94,10 @@ def test_where_homes_have_vaults_checkpoints_and_out_trays_are_sealed(tmp_path):
     with pytest.raises(RunError, match="inside the home"):
         begin_run(parties.home, by, tmp_path / "elsewhere")
     folder = begin_run(parties.home, by)
-    list(carry_out(parties.home, RunFolder.open(folder.path), lines=parties.lines))
-    found = [*folder.path.glob("checkpoints/*.safetensors"), *north.path.glob("work/*/out-tray/*")]
-    assert len(found) > 1 and all(map(is_sealed, found))
+    for event in carry_out(parties.home, RunFolder.open(folder.path), lines=parties.lines):
+        if event.kind == "round":
+            found = [*folder.path.glob("checkpoints/*.safetensors"), *north.path.glob("work/*/out-tray/*")]
+            assert len(found) > 1 and all(map(is_sealed, found))
     assert list(carry_out(parties.home, RunFolder.open(folder.path), lines=parties.lines))[-1].kind == "done"
 
 
@@ -133,6 +137,25 @@ def test_a_round_with_too_few_silos_waits_for_them_and_then_stops_a_run_that_can
     assert waited == 1 and as_in_one_process(by, folder, tmp_path)
 
 
+def test_a_run_that_begins_before_its_superlink_waits_for_it_as_long_as_patience_lasts(tmp_path):
+    by = treaty(tmp_path, {"algorithm.rounds": 1, "evaluation.baselines": []})
+    parties, looks = Federation(tmp_path, settings={"patience_s": 1.5}), []
+    parties.propose(by)
+    folder, said = begin_run(parties.home, by), Console(file=StringIO(), width=200)
+    with pytest.raises(RunError, match=r"a SuperLink within 1\.5 s"):
+        list(shown(carry_out(parties.home, folder), console=said))
+    assert "waiting: the SuperLink cannot be reached" in (words := said.file.getvalue())
+    assert words.count("waiting") == 1 and "`foedus coordinator up` starts it" in words
+    assert running(parties.home)["state"] == "stopped"
+
+    def second_time(home, nodes):
+        looks.append(running(home)["state"])
+        return over_flower(home, nodes) if len(looks) == 1 else parties.lines(home, nodes)
+
+    kinds = [event.kind for event in carry_out(parties.home, folder, lines=second_time)]
+    assert looks == ["running", "waiting"] and (kinds[0], kinds[-1]) == ("waiting", "done")
+
+
 @pytest.mark.parametrize("sums", [{}, MASKED], ids=["open", "masked"])
 def test_a_run_whose_coordinator_was_stopped_goes_on_where_it_was(tmp_path, sums):
     by = treaty(tmp_path, sums, {"evaluation.baselines": []})
@@ -162,8 +185,9 @@ def test_the_status_of_a_federation_says_who_is_missing(tmp_path):
     parties.propose(by, signers=("north",))
     said = status(parties.home)
     assert not said["up"] and set(said["silos"]) == set(SILOS)
-    missing = ["north", "east", "south"]
-    assert said["treaties"] == [{"name": by.name, "digest": by.digest(), "binding": False, "missing": missing}]
+    (one,) = said["treaties"]
+    assert (one["digest"], one["binding"], one["missing"]) == (by.digest(), False, ["north", "east", "south"])
+    assert (one["signatures"], one["silos"]) == (0, 3)
     assert said["certificates"]["warnings"] == [] and said["ledger"]["verified"]
     json.dumps(said)
 
@@ -254,7 +278,7 @@ def test_a_silo_is_introduced_once_and_one_that_is_gone_fails_without_anybody_wa
     calls, (signed,) = Calls(), parties.home.signed()
     engine, asks = Present(calls, calls, signed, grace_s=0.05), [Ask("join", silo, b"") for silo in ("north", "east")]
     assert all(not report.receipt.failure for _ in range(2) for report in engine.ask(asks))
-    assert calls.kinds == [(kind, silo) for kind in ("hello", "join", "join") for silo in ("north", "east")]
+    assert calls.kinds == [(kind, silo) for kind in ("hello", "agree", "join", "join") for silo in ("north", "east")]
     calls.here = frozenset(["north"])
     assert not [report for report in engine.ask(asks) if report.receipt.failure]  # it may be about to come back
     time.sleep(0.06)

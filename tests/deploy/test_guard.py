@@ -13,11 +13,12 @@ from foedus.deploy import guard as guards
 from foedus.deploy.guard import Guard
 from foedus.deploy.seal import Seal, reason_of
 from foedus.engines.base import Ask
+from foedus.engines.frames import pack_ask
 from foedus.errors import GuaranteeError, SiloError
 from foedus.governance import Budget, Cap, Ledger
-from foedus.governance.envelope import CLOSED, Reason, Refused
+from foedus.governance.envelope import CLOSED, Reason, Refused, seal
 from foedus.secure.keys import Identity
-from foedus.treaty import charter, parse
+from foedus.treaty import charter, parse, signed
 from foedus.types import Report
 
 from .parties import CHARTER, MODEL, NOON, SILOS, START, TREATY, Parties, ask, records, report_of
@@ -127,6 +128,24 @@ def test_what_the_operator_decides_holds_from_the_next_message_on(parties, decis
     assert not exchange(guard, gate, ask(1)).receipt.failure
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"paused": false, "left": false}'])
+def test_decisions_that_cannot_be_read_let_nothing_out(parties, content):
+    guard, gate, home = parties.guard(), parties.seal(), parties.home("north")
+    home.state.write_bytes(content)
+    assert why(exchange(guard, gate, ask(0))) == Reason.PAUSED and not worked(parties)
+    home.state.unlink()
+    engine = parties.engines["north"]
+    honest = engine.ask
+
+    def breaks(asks):
+        home.state.write_bytes(content)
+        return honest(asks)
+
+    engine.ask = breaks
+    report = exchange(guard, gate, ask(0))
+    assert why(report) == Reason.PAUSED and not report.payload and not records(home, "answered")
+
+
 @pytest.mark.parametrize("decision", ["pauses", "withdraws", "a stricter charter"])
 def test_what_the_operator_decides_while_the_silo_works_keeps_its_answer_inside(parties, decision):
     engine = parties.engines["north"]
@@ -223,6 +242,38 @@ def test_a_trusted_coordinator_cannot_ask_under_the_treaty_of_another(parties):
     guard(gate.seal(ask(0)))
     (body,) = records(parties.home("north"), "refused")
     assert body["reason"] == "stranger" and not worked(parties)
+
+
+def test_whoever_is_a_silo_of_a_treaty_is_not_its_coordinator_nor_the_coordinator_a_silo(parties):
+    guard, chair, south = parties.guard(), parties.chair, parties.silos["south"]
+    keys = f'trusted = ["{chair.public.hex()}", "{south.public.hex()}"]'
+    changed(parties, "[models]", f"[coordinators]\n{keys}\n[models]")  # so that south may ask, of another treaty
+    gate = parties.seal()
+    gate.identity = south
+    asked = gate.seal(ask(0))
+    guard(asked)
+    (body,) = records(parties.home("north"), "refused")
+    assert body["reason"] == "stranger" and not worked(parties)
+    gate.identity = chair
+    answer = parties.guard("south")(gate.seal(ask(1, silo="south")))
+    for answer_to, said in ((asked, answer), (asked, asked)):  # another silo's answer, and an ask sent back
+        with pytest.raises(Refused, match=r"refused \((stranger|unsolicited)\)"):
+            gate.open("north", answer_to, said)
+
+
+def test_a_silo_works_under_no_treaty_that_knows_it_by_another_key(parties):
+    keys = {name: (Identity.fresh() if name == "north" else one) for name, one in parties.silos.items()}
+    made = signed.propose(
+        parse(TREATY.replace("seed = 1", "seed = 2")), parties.chair, {n: k.public for n, k in keys.items()}
+    )
+    for one in keys.values():
+        made = made.signed_by(one)
+    parties.keep(made, "north")
+    body = pack_ask(ask(0, seed=2))
+    blob = seal(parties.chair, parties.silos["north"].public, bytes.fromhex(made.digest), 1, body)
+    parties.guard()(blob)
+    (refused,) = records(parties.home("north"), "refused")
+    assert refused["reason"] == "wrong treaty" and not worked(parties)
 
 
 def test_an_answer_that_is_too_large_for_the_charter_stays_inside(parties):

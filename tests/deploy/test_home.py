@@ -8,6 +8,7 @@ import stat
 
 import pytest
 
+from foedus.deploy import certificates
 from foedus.deploy.home import (
     FederationHome,
     Settings,
@@ -19,6 +20,7 @@ from foedus.deploy.home import (
 )
 from foedus.errors import GuaranteeError, RunError
 from foedus.governance import verify
+from foedus.governance.vault import is_sealed
 from foedus.treaty import charter
 
 
@@ -75,9 +77,25 @@ def test_keys_are_sealed_where_the_home_says_by_whose_key(tmp_path, monkeypatch)
     made = silo(tmp_path, key="env")
     public = made.identity().public
     monkeypatch.delenv("FOEDUS_KEY")
-    with pytest.raises(GuaranteeError):
-        made.identity()
+    for sealed in (made.identity, lambda: made.node):
+        with pytest.raises(GuaranteeError, match="key"):
+            sealed()
     assert made.public == public
+
+
+def test_the_nodes_and_the_authoritys_keys_lie_sealed_and_those_from_before_the_vault_still_open(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOEDUS_KEY", "ab" * 32)
+    home = FederationHome.create(tmp_path / "sealed", Settings("sealed", "fed.example:9443", key="env"))
+    for key, sealed in (
+        (silo(tmp_path, key="env").keys / "node.key", True), (home.tls / "ca.key", True),
+        (home.tls / "server.key", False),
+    ):  # fmt: skip
+        assert is_sealed(key) == sealed == (b"PRIVATE KEY" not in key.read_bytes())
+    assert SiloHome.at(tmp_path / "hospital-a").node.startswith(b"-----BEGIN PRIVATE KEY")
+    certificates.rotate(home.tls, vault=home.vault())
+    older = silo(tmp_path, "hospital-b")
+    older.file.write_text(older.file.read_text().replace('key = ""', 'key = "env"'))
+    assert older.vault() and older.node.startswith(b"-----BEGIN PRIVATE KEY")
 
 
 def test_a_silo_joins_by_an_invitation_and_is_admitted_by_its_card(tmp_path, coordinator):

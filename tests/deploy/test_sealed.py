@@ -20,42 +20,8 @@ from foedus.treaty.signed import Signed
 from foedus.types import Report, Tree
 from foedus.worker import engine_of
 
-from .parties import Home
-from .test_parties import ENCRYPTED, EXAMPLE, MASKED, METHODS, OPEN, SILOS, files, same, treaty
-
-CHARTER = """
-[models]
-"tiny:llama" = "any"
-[adapters]
-kinds = ["lora"]
-max_rank = 8
-[training]
-tasks = ["causal-lm"]
-algorithms = ["fedavg", "fedprox", "scaffold", "alignment", "reversal", "udalm", "knn-adapter", "fedlap", "alone"]
-max_rounds = 10
-max_steps = 5
-[data]
-columns = ["text", "domain"]
-sources = ["public.csv"]
-[privacy]
-unit = "none"
-epsilon = 1e6
-epsilon_for_life = 1e6
-delta = 1e-5
-placements = ["silo", "server", "shared"]
-simulated_noise = true
-[secure]
-sums = ["open", "masked", "encrypted"]
-others = 0
-[disclosure]
-loss = true
-attention = true
-[evaluation]
-splits = ["validation", "test"]
-baselines = ["base"]
-[limits]
-max_bytes = 10_000_000
-"""
+from .parties import NOISY, Home
+from .test_parties import ENCRYPTED, EXAMPLE, MASKED, METHODS, OPEN, SHARED, SILO, SILOS, files, same, treaty
 
 
 class Sealed:
@@ -81,7 +47,7 @@ def sealed(by: Treaty, folder: Path):
     for name, identity in own.items():
         home = Home(folder / name)
         home.path.mkdir()
-        home.charter.write_text(CHARTER)
+        home.charter.write_text(NOISY)
         signed.save(made, signed.place(home.treaties, made.digest))
         engine = engine_of(
             by, name, folder / name, 1, examples=data[name], circle=Circle(made.roster, {name: identity}, chair.public)
@@ -98,7 +64,13 @@ def sealed(by: Treaty, folder: Path):
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [("fedavg", OPEN), ("fedlap", OPEN), ("alignment", {**EXAMPLE, **MASKED}), ("scaffold", ENCRYPTED)],
+    [
+        ("fedavg", OPEN),
+        ("fedlap", OPEN),
+        ("alignment", {**EXAMPLE, **MASKED}),
+        ("scaffold", ENCRYPTED),
+        ("fedavg", {**MASKED, **SILO, **SHARED}),
+    ],
 )
 def test_rounds_and_evaluations_pass_both_gates_unchanged(tmp_path, monkeypatch, method, more):
     monkeypatch.setattr("os.fsync", lambda _: None)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from foedus.governance import envelope
-from foedus.governance.envelope import ANSWER, ASK, OVERHEAD, Reason, Refused, name_of, number_of, seal, unseal
-from foedus.secure.keys import Identity
+from foedus.governance.envelope import (
+    ANSWER,
+    ASK,
+    NOTHING,
+    OVERHEAD,
+    Reason,
+    Refused,
+    name_of,
+    number_of,
+    seal,
+    unseal,
+)
+from foedus.secure.keys import Identity, spell
 
 CHAIR, SILO = Identity(bytes(32)), Identity(bytes([1] * 32))
 TREATY = bytes([7] * 32)
@@ -72,6 +85,20 @@ def test_an_answer_names_the_ask_and_is_none_itself():
     answer = seal(SILO, CHAIR.public, TREATY, 5, b"", answers=name_of(BLOB))
     assert opened(answer, kind=ANSWER, senders={SILO.public}, receiver=CHAIR.public).answers == name_of(BLOB)
     assert reason(answer, senders={SILO.public}, receiver=CHAIR.public) == Reason.MALFORMED
+
+
+@pytest.mark.parametrize("kind", [ASK, ANSWER], ids=["opened as an ask", "opened as an answer"])
+@pytest.mark.parametrize(
+    ("called", "answers"),
+    [(ANSWER, NOTHING), (ASK, name_of(BLOB))],
+    ids=["an answer to nothing", "an ask that answers"],
+)
+def test_an_envelope_is_what_it_is_called_whoever_signed_it(kind, called, answers):
+    head = envelope._HEAD.pack(
+        envelope.MAGIC, called, 5, 4, CHAIR.public, SILO.public, TREATY, answers, sha256(b"body").digest()
+    )
+    blob = head + CHAIR.sign(spell(envelope._CONTEXT, head)) + b"body"
+    assert reason(blob, kind=kind) == Reason.MALFORMED
 
 
 def test_an_ask_has_a_number():

@@ -79,6 +79,19 @@ def test_a_silo_that_was_restarted_remembers_what_it_knew_after_its_last_round(t
     assert tray.memory("a")["m", ""] == [10]
 
 
+def test_evaluation_sums_are_kept_until_training_has_left_their_state_behind(tmp_path):
+    for every in (False, True):
+        tray = Tray(tmp_path / str(every), every)
+        for silo in ("a", "b"):
+            tray.keep("base", Report(silo, 0, b"x", Receipt(silo, 0)), {}, "test")
+            tray.keep("now", Report(silo, 1, b"x", Receipt(silo, 1)), {}, "validation")
+        tray.keep("task", Report("a", 0, b"x", Receipt("a", 0)), {})
+        assert tray.kept("a", "base", "test")  # a state may be measured again while its round goes on
+        tray.keep("task", Report("a", 1, b"x", Receipt("a", 1)), {})
+        assert bool(tray.kept("a", "base", "test")) == every and tray.kept("b", "base", "test")
+        assert tray.kept("a", "now", "validation") and tray.kept("a", "task")
+
+
 def test_a_tray_keeps_the_last_round_or_all(tmp_path):
     for every, expected in ((False, 1), (True, 3)):
         tray = Tray(tmp_path / str(every), every)

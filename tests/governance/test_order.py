@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from foedus.errors import RunError
 from foedus.governance import consent
 from foedus.governance.consent import Consent
 from foedus.governance.envelope import Reason, Refused
-from foedus.governance.order import Numbers, Order
+from foedus.governance.order import BYE, Numbers, Order
 
 
 def refused(act) -> Reason:
@@ -99,9 +101,31 @@ def test_decisions_that_cannot_be_read_count_as_paused(tmp_path, content):
     assert found.paused and found.doubt and refused(lambda: found.check("aa")) == Reason.PAUSED
 
 
+def test_no_decision_is_written_over_others_that_cannot_be_read(tmp_path):
+    path = tmp_path / "state.json"
+    path.write_bytes(b'{"withdrawn": ["aa"')
+    with pytest.raises(RunError, match="decisions as they were written"):
+        consent.write(path, replace(consent.read(path), paused=False))
+    assert path.read_bytes() == b'{"withdrawn": ["aa"'
+
+
+def test_after_a_good_bye_no_task_is_in_order(tmp_path):
+    order = Order(tmp_path / "counters.json")
+    order.take(1, "a", "train", 0, "task")
+    order.check("train", 0, "task")
+    order.take(2, "b", BYE)
+    again, replayed = (
+        Order(tmp_path / name, [{"number": 2, "ask": "b", "stream": BYE}]) for name in ("counters.json", "x")
+    )
+    for one in (order, again, replayed):
+        assert refused(lambda one=one: one.check("train", 0, "task")) == Reason.OUT_OF_ORDER
+        assert refused(lambda one=one: one.check("evaluate test", 5, "task")) == Reason.OUT_OF_ORDER
+
+
 def test_each_decision_has_its_reason():
     Consent().check("aa")
     assert refused(lambda: Consent(paused=True).check("aa")) == Reason.PAUSED
     assert refused(lambda: Consent(left=True).check("aa")) == Reason.LEFT
     assert refused(lambda: Consent(withdrawn=("aa",)).check("aa")) == Reason.WITHDRAWN
+    assert refused(lambda: Consent(doubt="state.json that cannot be read").check("aa")) == Reason.PAUSED
     Consent(withdrawn=("aa",)).check("bb")

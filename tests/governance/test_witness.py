@@ -142,6 +142,16 @@ def test_two_signed_histories_of_one_keeper_are_a_fork_and_a_copy_is_not(tmp_pat
     assert "two histories of one keeper, from record 4 on" in fork.parted[0].what
 
 
+def test_a_keepers_other_book_is_no_fork_of_this_one_and_neither_is_a_namesakes(tmp_path):
+    run, home = coordinators(tmp_path / "run"), Ledger(tmp_path / "home", KEYS["coordinator"], "federation")
+    home.append("founded", {"federation": "federation"})
+    assert found(run, home).same and found(home, run).same
+    one, namesake = silos(tmp_path / "one", "a"), Ledger(tmp_path / "namesake", KEYS["b"], "a")
+    for record in one.records[1:]:
+        namesake.append(record["kind"], record["body"])
+    assert all(pair.same and len(pair.agreed) == 4 for pair in (found(one, namesake), found(namesake, one)))
+
+
 def test_a_pruned_ledger_is_compared_as_far_as_it_goes(tmp_path):
     coordinator, silo = coordinators(tmp_path / "c"), silos(tmp_path / "a", "a")
     assert silo.prune(keep=2) == 2

@@ -77,6 +77,12 @@ def test_every_test_that_is_named_as_evidence_exists(name):
             assert re.search(rf"^def {function}\(", (ROOT / file).read_text(), re.M), test
 
 
+@pytest.mark.parametrize("name", TREATIES)
+def test_what_a_deployment_defends_against_names_tests_of_a_deployment(name):
+    rows = [row for row in threats(parse(TREATIES[name]))["threats"] if row["needs"] == "deployment"]
+    assert len(rows) >= 3 and all(any(test.startswith("tests/deploy/") for test in row["tests"]) for row in rows)
+
+
 def test_the_page_is_well_formed_and_names_every_threat(tmp_path):
     data, shown = write_threats(parse(TREATIES["both"]), tmp_path)
     page = Page(shown.read_text())

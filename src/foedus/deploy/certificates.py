@@ -5,13 +5,13 @@
     node.key node.pub       of one silo; the coordinator admits node.pub, and revokes it (`engines/flower.py`)
 
 All are elliptic-curve keys: P-256 for TLS, P-384 for nodes, as Flower asks. Private keys are for their owner's eyes
-only. These keys protect the way; what is said is signed again, with keys that Flower never sees (`governance/`).
+only, and a vault seals those that Flower does not read from their files. These keys protect the way; what is said is
+signed again, with keys that Flower never sees (`governance/`).
 """
 
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +29,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..errors import RunError
+from ..governance.disk import write_whole
+from ..governance.vault import Vault, is_sealed, kept
 
 CA_DAYS, SERVER_DAYS = 3650, 397
 """How long they hold. A server's is kept short, for nobody has to take notice when it is changed."""
@@ -40,9 +42,10 @@ SKEW = timedelta(minutes=10)
 CA, SERVER = "ca", "server"
 
 
-def make(folder: Path, hosts: Sequence[str], name: str) -> None:
+def make(folder: Path, hosts: Sequence[str], name: str, vault: Vault | None = None) -> None:
     """A new authority for the federation called `name`, and a certificate for the server that silos reach under these
-    `hosts`: names or addresses. Raises `RunError` where there is an authority already: silos trust it.
+    `hosts`: names or addresses. `vault`: seals the authority's key. Raises `RunError` where there is an authority
+    already: silos trust it.
     """
     if (folder / f"{CA}.key").exists():
         do = "Silos trust the one that is there; `rotate` makes a new server certificate."
@@ -57,17 +60,18 @@ def make(folder: Path, hosts: Sequence[str], name: str) -> None:
         .add_extension(usage, critical=True)
         .sign(key, hashes.SHA256())
     )
-    _keep(folder, CA, certificate, key)
-    rotate(folder, hosts)
+    _keep(folder, CA, certificate, key, vault)
+    rotate(folder, hosts, vault)
 
 
-def rotate(folder: Path, hosts: Sequence[str] | None = None) -> None:
+def rotate(folder: Path, hosts: Sequence[str] | None = None, vault: Vault | None = None) -> None:
     """A new key and certificate for the server, for the same hosts as before unless others are given. The SuperLink
     shows it when it is started anew; silos trust it because the authority is the same.
 
-    Raises `RunError` without an authority, and without hosts.
+    Raises `RunError` without an authority, and without hosts; `GuaranteeError` where its key is sealed, and `vault`
+    does not open it.
     """
-    authority, signer = _load(folder, CA)
+    authority, signer = _load(folder, CA, vault)
     hosts = list(hosts if hosts is not None else served(folder))
     if not hosts:
         raise RunError("the hosts under which silos reach the server", "none", "Name at least one.")
@@ -112,18 +116,23 @@ def node_key() -> tuple[bytes, str]:
     return _private(key), key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
 
-def keep_node_key(folder: Path) -> str:
-    """Writes a new node key, `node.key` and `node.pub`, and returns the public one. Raises `RunError` where there is
-    one already: the coordinator knows this silo by it.
+def keep_node_key(folder: Path, vault: Vault | None = None) -> str:
+    """Writes a new node key, `node.key` and `node.pub`, and returns the public one. `vault`: seals the private one.
+    Raises `RunError` where there is one already: the coordinator knows this silo by it.
     """
     if (folder / "node.key").exists():
         do = "The coordinator knows this silo by it. If it was revoked, move it away first."
         raise RunError("a folder without a node's key", "one that has it", do, where=str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     private, public = node_key()
-    _write(folder / "node.key", private)
+    _write(folder / "node.key", private, vault)
     (folder / "node.pub").write_text(public + "\n")
     return public
+
+
+def read_node_key(folder: Path, vault: Vault | None = None) -> bytes:
+    """The private key of a node, PEM. Raises `GuaranteeError` where it is sealed, and `vault` does not open it."""
+    return _read(folder / "node.key", vault)
 
 
 def _builder(
@@ -174,12 +183,12 @@ def _host(host: str) -> x509.GeneralName:
         raise RunError("a host's name or address", f'"{host}"', "Leave out the port; spell names in ASCII.") from error
 
 
-def _load(folder: Path, kind: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def _load(folder: Path, kind: str, vault: Vault | None) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     """A certificate and its key. Raises `RunError` unless both are there and belong together."""
     certificate = _certificate(folder, kind)
     file = folder / f"{kind}.key"
     try:
-        key = load_pem_private_key(file.read_bytes(), None)
+        key = load_pem_private_key(_read(file, vault), None)
     except (OSError, ValueError, TypeError) as error:
         raise RunError("a private key in PEM", type(error).__name__, "Bring it back from a backup.",
                        where=str(file)) from error  # fmt: skip
@@ -198,8 +207,10 @@ def _certificate(folder: Path, kind: str) -> x509.Certificate:
         raise RunError("a certificate in PEM", type(error).__name__, do, where=str(file)) from error
 
 
-def _keep(folder: Path, kind: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-    _write(folder / f"{kind}.key", _private(key))
+def _keep(
+    folder: Path, kind: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, vault: Vault | None = None
+) -> None:
+    _write(folder / f"{kind}.key", _private(key), vault)
     (folder / f"{kind}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
 
 
@@ -207,12 +218,11 @@ def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def _write(path: Path, secret: bytes) -> None:
+def _write(path: Path, secret: bytes, vault: Vault | None) -> None:
     """A file for its owner's eyes only, from the first byte on; the old one stays whole until the new one is."""
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secret)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    vault.write(path, secret) if vault else write_whole(path, secret, private=True)
+
+
+def _read(path: Path, vault: Vault | None) -> bytes:
+    """What `_write` wrote, also before there was a vault: what a key is worth, its public half says."""
+    return kept(path, vault if is_sealed(path) else None)

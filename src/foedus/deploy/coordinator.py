@@ -173,7 +173,8 @@ def status(home: FederationHome, now: datetime | None = None) -> dict[str, Any]:
         },
         "revoked": sorted(home.cards(revoked=True)),
         "treaties": [
-            {"name": one.name, "digest": one.digest, "binding": one.binding, "missing": list(one.missing)}
+            {"name": one.name, "digest": one.digest, "binding": one.binding, "silos": len(one.roster),
+             "signatures": len(one.signatures), "missing": list(one.missing)}
             for one in home.signed()
         ],
         "run": running(home),

@@ -14,22 +14,23 @@ off is worked on again when the same bytes come again, and the silo's custody th
 from __future__ import annotations
 
 import logging
+import shutil
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ..engines.base import Ask, Engine
 from ..engines.frames import pack_report, unpack_ask
 from ..engines.in_process import InProcess
 from ..errors import FoedusError, SiloError, WireError
-from ..governance import consent
+from ..governance import TRAY, consent
 from ..governance.envelope import ASK, CLOSED, OVERHEAD, Envelope, Reason, Refused, seal, unseal
 from ..governance.ledger import Ledger
-from ..governance.order import Order
+from ..governance.order import BYE, Order
 from ..governance.refusals import Refusals
 from ..secure.keys import Identity
 from ..silo.handler import failed
@@ -38,9 +39,9 @@ from ..treaty import signed as treaties
 from ..treaty.charter import Charter, Refusal
 from ..treaty.signed import Signed
 from ..types import Params, Receipt, Report, Task
-from ..wire import digest, pack
+from ..wire import canonical, digest, pack
 from .cost import cost_of, limit
-from .forms import EVALUATE, HELLO, TRAIN, Agreed, TaskForm, task_of
+from .forms import AGREE, EVALUATE, HELLO, TRAIN, Agreed, TaskForm, task_of
 
 log = logging.getLogger("foedus.guard")
 COUNTERS = "counters.json"
@@ -63,27 +64,30 @@ class Home(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What answers under one treaty, and how tasks must look that it is given."""
+    """What answers under one treaty, how tasks must look that it is given, and what the silo came to by the treaty
+    (`Workplace.agreed`).
+    """
 
     engine: Engine
     form: TaskForm
+    agreed: Mapping[str, Any] = field(default_factory=dict)
 
 
-def work_of(engine: InProcess) -> Work:
+def work_of(engine: InProcess, agreed: Mapping[str, Any] | None = None) -> Work:
     """What a silo's own engine answers."""
-    return Work(engine, TaskForm.of(engine.handler))
+    return Work(engine, TaskForm.of(engine.handler), agreed or {})
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """An ask that the treaty allows. `stream`: what it is round by round, "" for steps that have no task."""
+    """An ask that the treaty allows. `stream`: what it is round by round, "" for steps that are none of it."""
 
     ask: Ask
     task: Task | None = None
 
     @property
     def stream(self) -> str:
-        return "" if self.task is None else f"{self.ask.kind} {self.ask.split}".strip()
+        return f"{self.ask.kind} {self.ask.split}".strip() if self.task or self.ask.kind == BYE else ""
 
     @property
     def round(self) -> int:
@@ -155,6 +159,8 @@ class Guard:
         except Exception as error:
             refused = _refused(error)
             self._note(refused, treaty=known, ask=asked.ask.kind if asked else "")
+            if refused.reason in (Reason.LEFT, Reason.WITHDRAWN):
+                self._forget(known)
             return self._sealed(envelope, failed(self.silo, asked.round if asked else 0, refused))
         answer = self._sealed(envelope, report)
         if len(answer) > charter.limits.max_bytes + OVERHEAD:
@@ -237,6 +243,10 @@ class Guard:
             self._take(signed, order, envelope, asked, new)
             treaties.save(signed, treaties.place(self.home.treaties, signed.digest))
             return Report(self.silo, 0, b"", Receipt(self.silo, 0), signed.packed())
+        if asked.ask.kind == BYE:
+            self._take(signed, order, envelope, asked, new)
+            self._forget(signed.digest)
+            return Report(self.silo, 0, b"", Receipt(self.silo, 0))
         self._permitted(signed, charter)
         task_digest = digest(asked.ask.payload) if asked.task else ""
         if asked.task is not None:
@@ -248,7 +258,7 @@ class Guard:
             if (other := charters.another_model(charter, signed.treaty.model.base, asked.task.model)) is not None:
                 raise _Forbidden([other])
         self._take(signed, order, envelope, asked, new, task_digest)
-        report = self._worked(work.engine, asked)
+        report = self._worked(work, asked)
         self._still_allowed(signed)
         self._given(signed, envelope, asked, report, task_digest)
         return report
@@ -274,10 +284,12 @@ class Guard:
         self.ledger.append("asked", body)
         order.take(envelope.number, envelope.name.hex(), asked.stream, asked.round, task)
 
-    def _worked(self, engine: Engine, asked: _Asked) -> Report:
+    def _worked(self, work: Work, asked: _Asked) -> Report:
         """One report of this silo, of this round; whatever goes wrong inside is one of failure, without its data."""
+        if asked.ask.kind == AGREE:
+            return Report(self.silo, 0, b"", Receipt(self.silo, 0), canonical(work.agreed))
         try:
-            (report,) = engine.ask([asked.ask])
+            (report,) = work.engine.ask([asked.ask])
             if report.silo != self.silo:
                 raise SiloError("a report of this silo", "one of another", "Its engine serves one silo.")
         except Exception as error:
@@ -296,6 +308,10 @@ class Guard:
             "bytes_up": len(report.payload), "bytes_down": len(asked.ask.payload), "failure": report.receipt.failure,
         }  # fmt: skip
         self.ledger.once("answered", body, same=("treaty", "number"))
+
+    def _forget(self, treaty: str) -> None:
+        """Removes what was kept so that a round could be given again: under this treaty none will be, any more."""
+        shutil.rmtree(self.home.work(treaty) / TRAY, ignore_errors=True)
 
     def _note(self, refused: Refused, **facts: str) -> None:
         """Into the ledger; a ledger that cannot be written keeps no refusal from being one."""

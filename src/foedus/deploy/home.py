@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import RunError, one_of
-from ..governance import Ledger, identity
+from ..governance import TRAY, Ledger, consent, identity
+from ..governance.consent import Consent
 from ..governance.disk import disk, write_whole
 from ..governance.identity import fingerprint, key_from
 from ..governance.vault import Vault, source_of
@@ -217,7 +219,8 @@ class FederationHome(Home):
         vault = Vault.open(path, source_of(settings.key)) if settings.key else None
         identity.create(home.keys, cls.OWNER, vault)
         host, _ = split_address(settings.address)
-        certificates.make(home.tls, hosts=list(dict.fromkeys([host, "localhost", "127.0.0.1"])), name=settings.name)
+        hosts = list(dict.fromkeys([host, "localhost", "127.0.0.1"]))
+        certificates.make(home.tls, hosts, settings.name, vault)
         for folder in (home.tls, home.members, home.treaties, home.runs, home.flower):
             folder.mkdir(mode=0o700, exist_ok=True)
         _write_settings(home.file, settings, _FEDERATION)
@@ -315,7 +318,7 @@ class SiloHome(Home):
         home = cls(_new_folder(path))
         vault = Vault.open(path, source_of(settings.key)) if settings.key else None
         owner = identity.create(home.keys, cls.OWNER, vault)
-        node = certificates.keep_node_key(home.keys)
+        node = certificates.keep_node_key(home.keys, vault)
         for folder in (home.treaties, home.budgets, path / "work"):
             folder.mkdir(mode=0o700, exist_ok=True)
         _write_settings(home.file, settings, _SILO)
@@ -352,7 +355,7 @@ class SiloHome(Home):
     @property
     def node(self) -> bytes:
         """The private key of its node, PEM."""
-        return (self.keys / "node.key").read_bytes()
+        return certificates.read_node_key(self.keys, self.vault())
 
     @property
     def flower(self) -> Path:
@@ -362,6 +365,15 @@ class SiloHome(Home):
     def work(self, digest: str) -> Path:
         """What it keeps of its work under one treaty."""
         return self.path / "work" / digest[:12]
+
+    def decide(self, decided: Consent) -> None:
+        """Writes down what its operator decided, and removes the last answers under treaties that it left: nothing will
+        be given again.
+        """
+        consent.write(self.state, decided)
+        left = self.path.glob(f"work/*/{TRAY}") if decided.left else (self.work(x) / TRAY for x in decided.withdrawn)
+        for tray in left:
+            shutil.rmtree(tray, ignore_errors=True)
 
     @property
     def invitation(self) -> Invitation | None:

@@ -24,7 +24,7 @@ from ..governance.ledger import Ledger
 from ..secure.keys import Identity
 from ..treaty import charter
 from ..treaty.signed import Signed
-from ..worker import engine_of
+from ..worker import engine_at, place_of
 from .guard import Guard, Work, work_of
 from .home import SiloHome
 from .resident import Page, Told, resident, shown, stopping
@@ -86,12 +86,11 @@ class Host:
     def _loaded(self, signed: Signed) -> Work:
         folder = self.home.work(signed.digest)
         folder.mkdir(parents=True, exist_ok=True)
-        engine = engine_of(
-            replace(signed.treaty, folder=self.home.path), self.name, folder, self.home.settings.threads,
-            examples=self.examples, budgets=self.home.budgets,
-            circle=Circle(signed.roster, {self.name: self.identity}, signed.coordinator), vault=self.home.vault(),
-        )  # fmt: skip
-        return work_of(engine)
+        treaty = replace(signed.treaty, folder=self.home.path)
+        circle = Circle(signed.roster, {self.name: self.identity}, signed.coordinator)
+        place = place_of(treaty, self.name, self.home.settings.threads, examples=self.examples, circle=circle)
+        engine = engine_at(place, self.name, folder, budgets=self.home.budgets, vault=self.home.vault())
+        return work_of(engine, place.agreed())
 
     def _say(self, signed: Signed | None = None, state: str = SIGNED, why: str = "") -> None:
         if signed is not None:

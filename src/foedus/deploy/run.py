@@ -1,7 +1,7 @@
 """`foedus run --engine flower`: a treaty carried out with the silos that signed it, from the coordinator's home.
 
     begin_run ─▶ runs/NAME        carry_out: collect signatures ─▶ execute over the line ─▶ register the adapter
-                                                 ▲         │ too few silos
+                                                 ▲         │ no SuperLink, or too few silos
                                                  └─ wait ──┘ until they are back, as long as patience lasts
 
 It needs a coordinator that is up (`coordinator.py`), and outlives it: while the SuperLink is started anew it waits,
@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,18 +35,18 @@ from ..silo.handler import failed
 from ..treaty import Treaty, load
 from ..treaty import signed as treaties
 from ..treaty.signed import Signed
-from ..types import Report, Tree
+from ..types import Receipt, Report, Tree
 from .coordinator import RUN
-from .forms import HELLO
+from .forms import AGREE, BYE, HELLO
 from .home import FederationHome
-from .seal import Seal
+from .seal import MOST_WORDS, Seal
 
 LOOK_S, LONGEST_LOOK_S = 1.0, 60.0
 """How long a run that waits pauses between two looks at who is there: at first, and at most."""
 GRACE_S = 20.0
 """For so long a silo that is missed is asked all the same: it may be about to come back."""
 HELLO_S = 30.0
-"""For the answer to a hello, which nobody works for."""
+"""For the answer to a hello or a good-bye, which nobody works for."""
 
 
 class Lines(Protocol):
@@ -55,15 +55,18 @@ class Lines(Protocol):
     def __call__(self, home: FederationHome, nodes: Mapping[str, str]) -> Line: ...
 
 
+class Away(RunError):
+    """The SuperLink does not answer, for now."""
+
+
 def over_flower(home: FederationHome, nodes: Mapping[str, str]) -> Line:
-    """A line through this home's SuperLink. Raises `RunError` when it is not up."""
+    """A line through this home's SuperLink. Raises `Away` when it is not up."""
     from ..engines import flower
 
-    socket = home.flower / "socket"
-    if not socket.exists():
-        do = "Start it in another terminal: `foedus coordinator up`."
-        raise RunError("a coordinator that is up", "no SuperLink", do, where=str(home.path))
-    line: Line = flower.FlowerLine(socket, nodes, ttl_s=home.settings.deadline_s)
+    try:
+        line: Line = flower.FlowerLine(home.flower / "socket", nodes, ttl_s=home.settings.deadline_s)
+    except RunError as error:
+        raise Away(error.expected, error.came, error.do, where=str(home.path)) from error
     return line
 
 
@@ -102,22 +105,42 @@ def carry_out(
     home: FederationHome, folder: RunFolder, *, round: int | None = None, lines: Lines = over_flower
 ) -> Iterator[Event]:
     """Carries out the treaty of a run's folder with the silos that signed it, and registers the adapter. It waits for
-    signatures, and for enough silos, as long as the federation's patience lasts; then it raises `RunError`, and the run
-    goes on with `foedus resume`.
+    the SuperLink, for signatures, and for enough silos, as long as the federation's patience lasts; then it raises
+    `RunError`, and the run goes on with `foedus resume`.
     """
     signed, folder = _agreed(home, treaty_of(folder).digest()), RunFolder.open(folder.path, home.vault())
-    with folder.lock(), _Said(home, folder, signed) as said:
-        nodes = {name: card.node for name, card in home.cards().items() if name in signed.roster}
-        line = lines(home, nodes)
-        try:
-            for event in _events(home, folder, signed, line, round):
-                said.say(event)
-                yield event
-        finally:
-            line.close()
+    events = _events(home, folder, signed, lines, round)
+    with folder.lock(), _Said(home, folder, signed) as said, closing(events):
+        for event in events:
+            said.say(event)
+            yield event
 
 
-def _events(home: FederationHome, folder: RunFolder, signed: Signed, line: Line, round: int | None) -> Iterator[Event]:
+def _events(
+    home: FederationHome, folder: RunFolder, signed: Signed, lines: Lines, round: int | None
+) -> Generator[Event, None, None]:
+    nodes = {name: card.node for name, card in home.cards().items() if name in signed.roster}
+    with closing((yield from _reached(home, nodes, lines))) as line:
+        yield from _over(line, home, folder, signed, round)
+
+
+def _reached(home: FederationHome, nodes: Mapping[str, str], lines: Lines) -> Generator[Event, None, Line]:
+    """A line to the silos, as soon as there is a SuperLink that carries it."""
+    found: list[Line] = []
+
+    def reach() -> bool:
+        with suppress(Away):
+            found.append(lines(home, nodes))
+        return bool(found)
+
+    try:
+        return lines(home, nodes)
+    except Away as error:
+        yield from _Patience(home.settings.patience_s, "a SuperLink").until(reach, f"{error.came}. {error.do}")
+    return found[0]
+
+
+def _over(line: Line, home: FederationHome, folder: RunFolder, signed: Signed, round: int | None) -> Iterator[Event]:
     settings, chair, ledger = home.settings, home.identity(), home.open_ledger()
     signed = yield from _with_signatures(home, signed, line)
     treaty = replace(signed.treaty, folder=home.path)
@@ -132,6 +155,7 @@ def _events(home: FederationHome, folder: RunFolder, signed: Signed, line: Line,
                     waiting, round = _Patience(settings.patience_s), None
                 if event.kind == "done":
                     event = replace(event, row={**event.row, "version": register(home, folder)})
+                    _part(home, signed, line)
                 yield event
             return
         except CohortError as error:
@@ -153,7 +177,8 @@ def register(home: FederationHome, folder: RunFolder) -> str:
 @dataclass
 class Present:
     """Asks the silos that are connected, or missed since lately. Who has been gone for longer fails at once, so that
-    nobody waits for it in every step of every round. Before its first ask a silo gets the treaty with all signatures.
+    nobody waits for it in every step of every round. Before its first ask a silo gets the treaty with all signatures,
+    and says what it came to by it: whoever came to something else is asked for nothing.
     """
 
     engine: Engine
@@ -173,15 +198,22 @@ class Present:
         self._missed = {silo: since for silo, since in missed.items() if silo not in here}
         gone = {silo for silo, since in self._missed.items() if now - since > self.grace_s}
         asked = [ask for ask in asks if ask.silo not in gone]
-        self._introduce([ask.silo for ask in asked if ask.silo not in self._told])
-        yield from self.engine.ask(asked)
+        unfit = self._introduce([ask.silo for ask in asked if ask.silo not in self._told])
+        yield from self.engine.ask([ask for ask in asked if ask.silo not in unfit])
+        for ask in (ask for ask in asked if ask.silo in unfit):
+            yield Report(ask.silo, round_of(ask), b"", Receipt(ask.silo, round_of(ask), failure=unfit[ask.silo]))
         for ask in (ask for ask in asks if ask.silo in gone):
             do = "It is asked again when it is back."
             yield failed(ask.silo, round_of(ask), SiloError("a silo that is connected", "one that is not", do))
 
-    def _introduce(self, silos: Sequence[str]) -> None:
-        hellos = [hello(silo, self.signed) for silo in silos]
-        self._told |= {report.silo for report in self.engine.ask(hellos) if not report.receipt.failure}
+    def _introduce(self, silos: Sequence[str]) -> dict[str, str]:
+        """Why silos cannot be asked for work, of those that cannot."""
+        unfit: dict[str, str] = {}
+        for asks in ([hello(silo, self.signed) for silo in silos], [Ask(AGREE, silo, b"") for silo in silos]):
+            reports = self.engine.ask([ask for ask in asks if ask.silo not in unfit])
+            unfit |= {report.silo: report.receipt.failure for report in reports if report.receipt.failure}
+        self._told |= set(silos) - set(unfit)
+        return unfit
 
 
 def hello(silo: str, signed: Signed) -> Ask:
@@ -191,9 +223,10 @@ def hello(silo: str, signed: Signed) -> Ask:
 
 @dataclass
 class _Patience:
-    """How long a run waits for others, in looks that grow rarer."""
+    """How long a run waits for others, in looks that grow rarer. `what`: it waits for, in words."""
 
     seconds: float
+    what: str = "enough silos"
     spent: float = 0.0
     pause: float = LOOK_S
 
@@ -203,7 +236,7 @@ class _Patience:
         while True:
             if self.spent >= self.seconds:
                 do = "Mend what is missing, and go on with `foedus resume`: nothing of the run is lost."
-                raise RunError(f"enough silos within {self.seconds:g} s", why, do)
+                raise RunError(f"{self.what} within {self.seconds:g} s", why, do)
             time.sleep(min(self.pause, self.seconds))
             self.spent, self.pause = self.spent + self.pause, min(2 * self.pause, LONGEST_LOOK_S)
             if holds():
@@ -212,17 +245,18 @@ class _Patience:
 
 def _with_signatures(home: FederationHome, signed: Signed, line: Line) -> Generator[Event, None, Signed]:
     """Asks for the signatures that are missing of whoever is connected, until all are there; the treaty with them."""
-    seal = Seal(home.identity(), signed, home.numbers(signed.digest), home.open_ledger())
-    remote = Remote(line, seal, deadline_s=HELLO_S, retries=2, backoff_s=home.settings.backoff_s)
+    remote = _greeter(home, signed, line)
     until, told = time.monotonic() + home.settings.patience_s, ""
     total, pause = len(signed.roster), 0.1
     while not signed.binding:
         asked = [hello(silo, signed) for silo in signed.missing if silo in line.silos()]
-        before = set(signed.missing)
+        before, refused = set(signed.missing), {}
         for report in remote.ask(asked):
-            if report.mail and not report.receipt.failure:
-                with suppress(FoedusError):
-                    signed = signed.merged(treaties.unpack(report.mail))
+            try:
+                signed = signed.merged(treaties.unpack(report.mail)) if report.mail else signed
+                refused |= {report.silo: report.receipt.failure} if report.receipt.failure else {}
+            except FoedusError as error:
+                refused[report.silo] = str(error)
         came = sorted(before - set(signed.missing))
         if came:
             treaties.save(signed, treaties.place(home.treaties, signed.digest))
@@ -231,6 +265,7 @@ def _with_signatures(home: FederationHome, signed: Signed, line: Line) -> Genera
         if signed.binding:
             break
         why = f"no signature of {', '.join(signed.missing)} under {signed.name} yet"
+        why += "".join(f"; {silo} says: {said[:MOST_WORDS]}" for silo, said in sorted(refused.items()))
         if why != told:
             yield Event("waiting", told := why)
         if time.monotonic() >= until:
@@ -239,6 +274,20 @@ def _with_signatures(home: FederationHome, signed: Signed, line: Line) -> Genera
         time.sleep(pause)
         pause = min(1.5 * pause, 10.0)
     return signed
+
+
+def _part(home: FederationHome, signed: Signed, line: Line) -> None:
+    """Tells the silos that are here that the run has ended: none of it will be asked again. Whoever does not hear it
+    keeps its last answers; a run that has ended says so again when it is resumed.
+    """
+    with suppress(FoedusError):
+        list(_greeter(home, signed, line).ask([Ask(BYE, silo, b"") for silo in signed.roster if silo in line.silos()]))
+
+
+def _greeter(home: FederationHome, signed: Signed, line: Line) -> Remote:
+    """What carries asks that nobody works for."""
+    seal = Seal(home.identity(), signed, home.numbers(signed.digest), home.open_ledger())
+    return Remote(line, seal, deadline_s=HELLO_S, retries=2, backoff_s=home.settings.backoff_s)
 
 
 def _agreed(home: FederationHome, digest: str) -> Signed:

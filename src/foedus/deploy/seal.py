@@ -27,7 +27,7 @@ from ..silo.handler import failed
 from ..treaty import signed as treaties
 from ..treaty.signed import Signed
 from ..types import Receipt, Report
-from .forms import EVALUATE, HELLO, TRAIN, ReportForm
+from .forms import AGREE, EVALUATE, HELLO, TRAIN, ReportForm, same_work
 
 if TYPE_CHECKING:
     from ..build import Workplace
@@ -52,8 +52,8 @@ class _Asked:
 
 class Seal:
     """Seals asks under one treaty, and opens the answers to them. `numbers`: the file of the treaty's numbers, which
-    outlives runs. `place`: the coordinator's own, without which no form is checked: then only hellos may be asked.
-    `most`: bytes of an answer.
+    outlives runs. `place`: the coordinator's own, without which no form is checked: then only hellos and good-byes may
+    be asked. `most`: bytes of an answer.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Seal:
         self.identity, self.signed, self.most = identity, signed, most
         self.numbers, self.refusals = Numbers(numbers), Refusals(ledger)
         self.form = ReportForm.of(place) if place is not None else None
+        self.agreed = place.agreed() if place is not None else None
         self._asked: dict[str, dict[bytes, _Asked]] = {}
 
     def seal(self, ask: Ask) -> bytes:
@@ -146,6 +147,8 @@ class Seal:
             self._receipt(about, report)
             if self.form is not None:
                 self.form.check(about.kind, report)
+        if about.kind == AGREE and self.agreed is not None:
+            same_work(self.agreed, report.mail)
         return report
 
     def _receipt(self, about: _Asked, report: Report) -> None:

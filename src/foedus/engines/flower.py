@@ -394,8 +394,8 @@ async def _serve(folder: Path, address: str, certificate: Path, key: Path) -> No
     inside = Gate(app, news, {"/v1/runtime/push-messages": _receivers, "/v1/control/unregister-node": _who_is_revoked},
                   {"/v1/runtime/pull-messages": (_the_coordinator, HOLD_LINE_S)}, most=MOST_REQUEST)  # fmt: skip
     common: dict[str, Any] = {
-        "access_log": False, "log_config": None, "ws": "none", "server_header": False, "timeout_keep_alive": 75,
-        "timeout_graceful_shutdown": 1,
+        "access_log": False, "log_config": None, "ws": "none", "server_header": False, "date_header": False,
+        "timeout_keep_alive": 75, "timeout_graceful_shutdown": 1,
     }  # fmt: skip
     over_tls = Config(outside, ssl_certfile=certificate, ssl_keyfile=key, lifespan="off", **common)
     over_tls.load()
@@ -977,6 +977,7 @@ def _reaching(
     api = kind(url, interceptors=interceptors, verify=False)
     api._client.close()
     api._client = httpx.Client(transport=transport, timeout=TIMEOUT_S)
+    api._client.headers.clear()  # those of httpx: a message of several requests would carry them in each
     return api
 
 

@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ..errors import RunError
 from .disk import write_whole
 from .envelope import Reason, Refused
 
@@ -52,6 +53,11 @@ def read(path: Path) -> Consent:
 
 
 def write(path: Path, consent: Consent) -> None:
-    """Writes the decisions, durably."""
+    """Writes the decisions, durably. Raises `RunError` where they were made upon a file that could not be read: what it
+    said of consent that was withdrawn would be lost.
+    """
+    if consent.doubt:
+        do = "Restore it, or remove it and leave once more whatever was left. Until then nothing leaves this silo."
+        raise RunError("decisions as they were written", consent.doubt, do, where=str(path))
     kept = {key: value for key, value in asdict(consent).items() if key != "doubt"}
     write_whole(path, (json.dumps(kept, indent=2) + "\n").encode())

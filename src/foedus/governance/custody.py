@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from urllib.parse import quote
 import numpy as np
 
 from .. import wire
-from ..errors import GuaranteeError
+from ..errors import FoedusError, GuaranteeError
 from ..privacy.mechanisms import Mechanism, rounds_done
 from ..types import Receipt, Release, Report, Total, Tree
 from .budget import Budget
@@ -30,11 +31,14 @@ if TYPE_CHECKING:
 
 Event = Mapping[str, Any]
 PAYLOAD = ("payload", "bytes")
+TRAY = "out-tray"
+"""The folder of a tray, in the folder of a run or of a silo's work under one treaty."""
 
 
 @dataclass(frozen=True)
 class Tray:
-    """What each silo gave last, with a file for each held-out split beside that for training; `every`: of all rounds.
+    """What each silo gave last, with a file for each held-out split beside that for training, until a later round has
+    left it behind; `every`: of all rounds.
 
     It holds updates before they were masked, so it lies with the silo, and nobody else may read it. `vault`: seals it.
     """
@@ -59,6 +63,8 @@ class Tray:
         tree = {**memory, PAYLOAD: np.frombuffer(report.payload, np.uint8)}
         meta = {"task": task, "receipt": wire.canonical(asdict(report.receipt)).decode()}
         keep(self.path(report.silo, report.round, split), wire.pack(tree, meta), self.vault)
+        if not split and not self.every:
+            self._drop_sums(report.silo, report.round)
 
     def memory(self, silo: str) -> Tree:
         """What the silo kept for its next round, as it was after the last one that it gave."""
@@ -73,6 +79,14 @@ class Tray:
     def path(self, silo: str, round: int, split: str = "") -> Path:
         """Where the answer of a round lies."""
         return self.folder / f"{_name(silo, split)}.{f'{round}.' if self.every else ''}safetensors"
+
+    def _drop_sums(self, silo: str, round: int) -> None:
+        """Removes evaluation sums of states before this round: who trains on has measured those."""
+        for path in set(self.folder.glob(f"{_name(silo, '*')}.safetensors")) - {self.path(silo, round)}:
+            with suppress(FoedusError, OSError):
+                _, meta = wire.unpack(kept(path, self.vault))
+                if json.loads(meta["receipt"])["round"] < round:
+                    path.unlink()
 
 
 def _name(silo: str, split: str) -> str:

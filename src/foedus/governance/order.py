@@ -19,7 +19,8 @@ from .disk import disk, write_whole
 from .envelope import Reason, Refused
 
 Stream = str
-"""What is asked round by round: "train", "evaluate validation", "evaluate test"."""
+"""What is asked round by round: "train", "evaluate validation", "evaluate test"; and BYE, after which nothing is."""
+BYE: Stream = "bye"
 
 
 class Numbers:
@@ -81,9 +82,11 @@ class Order:
         return True
 
     def check(self, stream: Stream, round: int, task: str) -> None:
-        """Raises `Refused` for a round before the stream's last, for another task in the same one, and for an
-        evaluation of a state that training has left behind.
+        """Raises `Refused` for a round before the stream's last, for another task in the same one, for an evaluation of
+        a state that training has left behind, and for whatever comes after the coordinator's good-bye.
         """
+        if BYE in self.taken.rounds:
+            raise Refused(Reason.OUT_OF_ORDER, "a treaty whose run goes on", "a task after its coordinator said bye")
         last, known = self.taken.rounds.get(stream, (-1, ""))
         least = max(last, self.taken.rounds.get("train", (-1, ""))[0])
         if round < least:

@@ -233,7 +233,13 @@ def _lies(t: Treaty) -> Iterator[Threat]:
     yield Threat("another-treaty", party, "update", "ask for more than was agreed, or for a round again",
         "silos check the signed digest, the order of rounds and their charter, and keep the attempt in their ledger",
         "silos must compare ledgers to notice that they were told different things",
-        ("tests/governance/test_openings.py::test_a_silo_opens_a_sum_for_one_set_of_survivors_only",),
+        ("tests/deploy/test_hostile.py::"
+         "test_a_thousand_hostile_messages_change_nothing_and_each_is_counted_under_its_reason",
+         "tests/deploy/test_guard.py::test_a_charter_that_is_made_stricter_ends_a_treaty_that_was_signed",
+         "tests/deploy/test_guard.py::test_a_silo_answers_under_no_treaty_that_it_did_not_sign_itself",
+         "tests/governance/test_order.py::test_rounds_never_go_back_and_each_has_one_task",
+         "tests/governance/test_witness.py::test_two_silos_that_were_given_different_tasks_find_out",
+         "tests/governance/test_openings.py::test_a_silo_opens_a_sum_for_one_set_of_survivors_only"),
         "deployment")  # fmt: skip
     if t.secure.sums == "masked":
         yield Threat("small-sums", party, "update", "open sums of few silos, or two sums that differ in one silo",
@@ -260,14 +266,26 @@ def _false_silos(t: Treaty) -> Iterator[Threat]:
 def _around(t: Treaty) -> Iterator[Threat]:
     yield Threat("wire", "network", "update", "read, change, replay or withhold messages",
         "TLS with client keys, and signatures around every message", "times and sizes; and messages can be withheld,"
-        " which a round survives while enough silos answer", (), "deployment")  # fmt: skip
+        " which a round survives while enough silos answer",
+        ("tests/deploy/test_certificates.py::test_the_server_of_another_federation_is_not_trusted",
+         "tests/engines/test_flower.py::test_a_silo_that_was_not_admitted_waits_and_sees_nothing",
+         "tests/deploy/test_hostile.py::"
+         "test_messages_of_yesterday_cannot_be_played_again_to_a_silo_that_was_restarted",
+         "tests/deploy/test_deployment.py::"
+         "test_a_signed_treaty_over_a_bad_line_gives_the_adapter_of_one_process_and_registers_it"),
+        "deployment")  # fmt: skip
     yield Threat("rewriting", "host", "record", "change what a ledger says afterwards",
         "a chain of hashes, signatures, and the same rounds in the other parties' ledgers",
         "a party that changes its own ledger from the start, before anybody saw its head",
         ("tests/governance/test_ledger.py::test_every_changed_byte_is_found",
-         "tests/governance/test_ledger.py::test_gaps_swaps_and_repetitions_are_found"))  # fmt: skip
+         "tests/governance/test_ledger.py::test_gaps_swaps_and_repetitions_are_found",
+         "tests/governance/test_witness.py::test_an_end_that_was_cut_off_after_others_saw_it_is_found"))  # fmt: skip
     yield Threat("theft", "host", "keys", "copy disks or memory", "keys and checkpoints are encrypted at rest where a"
-        " key was given", "whoever reads the memory of a running process reads what is in it", (),
+        " key was given", "whoever reads the memory of a running process reads what is in it; on the coordinator's disk"
+        " messages under way lie as they came",
+        ("tests/deploy/test_home.py::test_keys_are_sealed_where_the_home_says_by_whose_key",
+         "tests/deploy/test_home.py::test_whatever_holds_a_secret_is_for_its_owner_only",
+         "tests/deploy/test_deployment.py::test_where_homes_have_vaults_checkpoints_and_out_trays_are_sealed"),
         "deployment")  # fmt: skip
     if t.privacy.unit != "none":
         yield Threat("spending", "operator", "record", "spend more privacy of a person than was allowed, over treaties",
