@@ -96,8 +96,9 @@ class Invitation:
 class Settings:
     """What `federation.toml` says. `address`: "host:port" by which silos reach the coordinator; `listen`: where it
     listens, if that is not the same port here. `deadline_s`: for one answer of a silo, `retries` and `backoff_s`: of a
-    message that was lost; `patience_s`: how long a run waits for enough silos. `registry`: a database's URL; left out,
-    a file of this home. `key`: where the vault's key comes from ("env", "file:PATH", "keyring"); "" for no vault.
+    message that was lost; `patience_s`: how long a run waits for the SuperLink and for enough silos. `registry`: a
+    database's URL; left out, a file of this home. `key`: where the vault's key comes from ("env", "file:PATH",
+    "keyring"); "" for no vault.
     """
 
     name: str
@@ -437,7 +438,7 @@ _FEDERATION = {
     "dashboard": "of the coordinator's page; empty for none",
     "registry": "a database's URL; empty: a file of this home", "deadline_s": "seconds for one answer of a silo",
     "retries": "of a message that was lost", "backoff_s": "seconds before the first of them; each doubles",
-    "patience_s": "seconds that a run waits for enough silos",
+    "patience_s": "seconds that a run waits for the SuperLink and for enough silos",
     "key": 'of what lies encrypted: "env", "file:PATH", "keyring"; empty: files that only their owner reads',
 }  # fmt: skip
 _SILO = {
