@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,3 +67,38 @@ class Federation:
     def guard(self, name: str) -> Guard:
         """The process of a silo, as it starts."""
         return Host(self.silos[name], self.files[name]).guard
+
+
+# ---- real processes ----
+
+
+@contextmanager
+def process(home: Path, app: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A resident process of `foedus`, as its operator starts it. Ends with it."""
+    code = f"from foedus.{app} import app; app()"
+    with (home / "log").open("ab") as log:
+        command = [sys.executable, "-c", code, "up", "--home", str(home), *words]
+        started = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+
+
+def soon(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
+    until = time.monotonic() + seconds
+    while not holds() and time.monotonic() < until:
+        time.sleep(0.05)
+    return holds()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def all_connected(parties: Federation) -> bool:
+    silos = parties.home.read_status().get("silos", {})
+    return len(silos) == 3 and all(silo["connected"] for silo in silos.values())

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from io import StringIO
 from pathlib import Path
 
@@ -30,7 +26,7 @@ from foedus.progress import shown
 from foedus.treaty import Treaty
 from foedus.types import Receipt, Report
 
-from .federation import Federation
+from .federation import Federation, all_connected, free_port, process, soon
 from .test_parties import MASKED, SILOS, files, last, same, treaty
 
 
@@ -193,38 +189,6 @@ def test_the_status_of_a_federation_says_who_is_missing(tmp_path):
 
 
 # ---- real processes ----
-
-
-@contextmanager
-def process(home: Path, app: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A resident process of `foedus`, as its operator starts it. Ends with it."""
-    code = f"from foedus.{app} import app; app()"
-    with (home / "log").open("ab") as log:
-        command = [sys.executable, "-c", code, "up", "--home", str(home), *words]
-        started = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    try:
-        yield started
-    finally:
-        started.kill()
-        started.wait()
-
-
-def soon(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
-    until = time.monotonic() + seconds
-    while not holds() and time.monotonic() < until:
-        time.sleep(0.05)
-    return holds()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def all_connected(parties: Federation) -> bool:
-    silos = parties.home.read_status().get("silos", {})
-    return len(silos) == 3 and all(silo["connected"] for silo in silos.values())
 
 
 @pytest.mark.timeout(300)
