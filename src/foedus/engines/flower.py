@@ -488,6 +488,7 @@ class FlowerLine:
         self._changed, self._closed = threading.Event(), threading.Event()
         self._work = ThreadPoolExecutor(TRANSFERS, "flower")
         self._run: _Run | None = _Run(superlink)
+        self._over: list[_Run] = []  # runs that were lost, which a transfer may still speak to
         self._look(self._run)
         self._watcher = threading.Thread(target=self._watch, name="flower", daemon=True)
         self._watcher.start()
@@ -515,6 +516,8 @@ class FlowerLine:
             self._watcher.join(HOLD_LINE_S + 1)
             if self._run:
                 self._run.end()
+            for run in self._over:
+                run.drop()
 
     def __enter__(self) -> FlowerLine:
         return self
@@ -580,6 +583,7 @@ class FlowerLine:
     def _lose(self, why: str) -> None:
         """The run is over, and what was sent in it will have no answers."""
         log.warning("Flower's run has ended: %s", why)
+        self._over += [self._run] if self._run else []
         self._run, self._nodes = None, {}
         for number in list(self._sent):
             if sent := self._sent.pop(number, None):
@@ -599,7 +603,11 @@ class _Run:
         with _locally(RuntimeHttpClient, superlink, version) as api:
             token = self._claim(api)
         self._api = _locally(RuntimeHttpClient, superlink, version, RuntimeTokenHttpInterceptor(token))
-        self._api.PullTaskInput(runtime_pb2.PullTaskInputRequest())  # from now on the run is running
+        try:
+            self._api.PullTaskInput(runtime_pb2.PullTaskInputRequest())  # from now on the run is running
+        except BaseException:
+            self.drop()
+            raise
         self._peer, self._beaten = _Peer(self._api, SUPERLINK_NODE_ID), time.monotonic()
 
     def _claim(self, api: RuntimeHttpClient) -> str:
@@ -651,6 +659,10 @@ class _Run:
         """Ends it, and has the SuperLink forget its messages."""
         with suppress(RunError), _Control(self._superlink) as control:
             control.ask("StopRun", control_pb2.StopRunRequest(run_id=self.number))
+        self.drop()
+
+    def drop(self) -> None:
+        """Closes what leads to it, and leaves it to itself."""
         self._api.close()
 
 
