@@ -109,10 +109,21 @@ def test_a_topic_that_nobody_has_does_not_break_the_others(texts, missing):
     assert (said(head, x[there]).argmax(1) == topics[there]).mean() > 0.7
 
 
-def test_no_row_at_all_makes_a_head_that_prefers_no_topic():
+def test_where_noise_left_no_row_no_head_is_made():
     of = discriminant(np.random.default_rng(0).normal(size=(30, P)), TOPICS, NAMES)
     for sums in (np.zeros(of.size), np.full(of.size, -1.0)):
-        assert not any(y.any() for y in of.head(sums).values())
+        assert of.head(sums) == {}
+    assert of.still.keys() == of.head(np.ones(of.size)).keys() and not any(y.any() for y in of.still.values())
+
+
+def test_a_topic_that_noise_starved_weighs_no_more_than_a_true_mean_could(texts):
+    public, _, _ = texts
+    of = discriminant(public, TOPICS, NAMES)
+    noisy = np.random.default_rng(0).normal(size=of.size).reshape(TOPICS, -1)
+    noisy[:, -1] = 1.0, -5.0, 5.0
+    head = of.head(noisy)
+    centres = np.linalg.solve(of.scale, head["w"].astype(float).T / of.room**2)
+    assert np.linalg.norm(centres, axis=0).max() <= 1 + 1e-4
 
 
 def test_fewer_public_texts_than_features_do(texts):

@@ -569,6 +569,10 @@ BAD_METHODS = {
     "a head of class means that learns": (
         lambda: written(**METHOD, alignment__head='"means"', data__label='"l"', topics__weight="0.1"), "no topic loss"
     ),
+    "surveys that tell who came": (
+        lambda: written(**METHOD, **SILO, alignment__every="2", cohort__sampling='"poisson"', cohort__rate="0.5",
+                        privacy__hide_cohort="true"), "every = 1 with a hidden cohort",
+    ),
     "a gamma of no attention": (lambda: written(**METHOD, alignment__gamma="1.0"), "gamma only with [alignment]"),
     "examples that count twice": (
         lambda: written(**METHOD, alignment__attention='"entropy"', alignment__base="1"), "in one place"

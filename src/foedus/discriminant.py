@@ -49,16 +49,24 @@ class Discriminant:
         """How many numbers a row gives: for each topic its features and its count."""
         return self.topics * (len(self.center) + 1)
 
-    def head(self, means: np.ndarray) -> Params:
-        """The head's parameters, float32, from (C · (p + 1),) sums or means of rows, whatever they are divided by.
+    @property
+    def still(self) -> Params:
+        """No step of the head's parameters."""
+        return {self.names["0.weight"]: np.zeros((self.topics, len(self.center)), np.float32),
+                self.names["0.bias"]: np.zeros(self.topics, np.float32)}  # fmt: skip
 
-        Zero, so that all topics are as likely, where noise left no row at all.
+    def head(self, means: np.ndarray) -> Params:
+        """The head's parameters, float32, from (C · (p + 1),) sums or means of rows, whatever they are divided by; {}
+        where noise left no row at all.
+
+        No mean of rows is longer than 1; what noise made longer is brought back to it.
         """
         table = np.asarray(means, np.float64).reshape(self.topics, -1)
         counts, total = table[:, -1] / COUNTED, table[:, -1].sum() / COUNTED
-        centres = np.zeros_like(table[:, :-1])
-        if total > 0:
-            centres = table[:, :-1] / np.sqrt(1 - COUNTED**2) / np.maximum(counts, FEWEST * total)[:, None]
+        if not total > 0:
+            return {}
+        centres = table[:, :-1] / np.sqrt(1 - COUNTED**2) / np.maximum(counts, FEWEST * total)[:, None]
+        centres = centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1.0)
         weight = self.room**2 * centres @ self.scale
         bias = -weight @ self.center - self.room**2 * (centres**2).sum(1) / 2
         return {self.names["0.weight"]: weight.astype(np.float32), self.names["0.bias"]: bias.astype(np.float32)}

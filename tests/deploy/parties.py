@@ -71,6 +71,7 @@ sums = ["open", "masked", "encrypted"]
 others = 0
 [disclosure]
 loss = true
+holdings = true
 attention = true
 [evaluation]
 splits = ["validation", "test"]

@@ -164,6 +164,10 @@ def test_a_run_whose_coordinator_was_stopped_goes_on_where_it_was(tmp_path, sums
     seen = [(event.kind, event.round) for event in carry_out(parties.home, folder, lines=parties.lines)]
     assert [round for kind, round in seen if kind == "round"] == [2]
     assert as_in_one_process(by, folder, tmp_path)
+    before = (folder.path / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match="a run that goes on, to go back in"):
+        next(carry_out(parties.home, folder, round=1, lines=parties.lines))
+    assert (folder.path / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_treaty_that_was_not_proposed_is_not_begun_and_a_treaty_is_begun_once(tmp_path):

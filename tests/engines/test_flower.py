@@ -26,7 +26,7 @@ from foedus import wire
 from foedus.deploy import certificates
 from foedus.engines.base import Ask
 from foedus.engines.frames import MAGIC, pack_report, unpack_ask, unpack_report
-from foedus.engines.line import Loopback
+from foedus.engines.line import Away, Loopback
 from foedus.engines.remote import Plain, Remote
 from foedus.errors import RunError
 from foedus.types import Receipt, Report
@@ -305,8 +305,18 @@ def test_the_process_that_faces_the_network_is_given_no_secret(tmp_path, monkeyp
 
 
 def test_without_a_superlink_there_is_no_line(tmp_path):
-    with pytest.raises(RunError, match="foedus coordinator up"):
+    with pytest.raises(Away, match="foedus coordinator up"):
         flower.FlowerLine(tmp_path / "socket", {})
+
+
+@pytest.mark.parametrize("late", ["nodes", "_claim"])
+def test_a_superlink_that_goes_away_while_a_line_begins_is_away(federation, monkeypatch, late):
+    def gone(*_: object) -> None:
+        raise httpx.ConnectError("gone")
+
+    monkeypatch.setattr(flower._Run, late, gone)
+    with pytest.raises(Away):
+        flower.FlowerLine(federation.link.socket, {})
 
 
 def test_a_superlink_that_cannot_start_says_why(federation, tmp_path):

@@ -36,6 +36,7 @@ dropout = 0.0
 """
 NARROW = {
     "algorithms": '["fedavg", "scaffold"]', "columns": '["text"]', "sources": "[]", "sums": '["open", "masked"]',
+    "holdings": "false",
 }  # fmt: skip
 CHARTER = re.sub(r"^(\w+) = (.*)$", lambda line: f"{line[1]} = {NARROW.get(line[1], line[2])}", BROAD, flags=re.M)
 HOURS = '[hours]\nzone = "Europe/Berlin"\ndays = ["mon", "fri"]\nbegin = "20:00"\nend = "06:00"\n'
@@ -118,6 +119,19 @@ def test_each_clause_refuses_what_it_does_not_name_and_says_so(old, new, said):
 )  # fmt: skip
 def test_what_a_treaty_asks_beside_is_seen(treaty, said):
     assert against(permits(), signed(treaty)) == said
+
+
+def test_exact_class_means_in_the_open_are_holdings():
+    means = parse(TREATY).replace(**{
+        "algorithm.name": "alignment", "alignment.public_text": "public.csv", "alignment.head": "means",
+        "data.label": "topic", "data.labels": ["one", "two"], "server.weighting": "uniform",
+    })  # fmt: skip
+    told = "[disclosure] holdings allows none; asked: that silos tell it under their names"
+    noised = {"privacy.unit": "example", "privacy.epsilon": 4.0, "privacy.rate": 0.1, "disclosure.loss": False}
+    summed = {"secure.sums": "masked", "secure.range": 8.0, "cohort.minimum": 3}
+    found = {name: against(permits(), propose(means.replace(**more), CHAIR, KEYS))
+             for name, more in {"open": {}, "noised": noised, "summed": summed}.items()}  # fmt: skip
+    assert told in found["open"] and told not in found["noised"] and told not in found["summed"]
 
 
 def test_noise_is_judged_by_who_adds_it_and_whence_it_comes():

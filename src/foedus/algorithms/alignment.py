@@ -238,7 +238,7 @@ class Alignment(Averaging):
     def direction(self, mean: Tree) -> Params:
         """Σ wᵢ Δᵢ / Σ wᵢ. Where the sum of weights was noised it counts as no less than it can be."""
         weight = max(float(mean["attention", "weight"][0]) / self.scale, self.attention.least())
-        still = {} if self.topics is None else self.topics.head(np.zeros(self.topics.size))
+        still = {} if self.topics is None else self.topics.still
         return {name: x / weight for name, x in part(mean, "delta").items()} | still
 
     def finish(self, extra: Tree, mean: Tree) -> Tree:

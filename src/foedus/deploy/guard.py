@@ -247,6 +247,7 @@ class Guard:
             self._take(signed, order, envelope, asked, new)
             self._forget(signed.digest)
             return Report(self.silo, 0, b"", Receipt(self.silo, 0))
+        order.go_on()
         self._permitted(signed, charter)
         task_digest = digest(asked.ask.payload) if asked.task else ""
         if asked.task is not None:

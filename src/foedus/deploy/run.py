@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from ..build import build
 from ..engines.base import Ask, Engine
-from ..engines.line import Line
+from ..engines.line import Away, Line
 from ..engines.processes import round_of
 from ..engines.remote import Remote
 from ..errors import CohortError, FoedusError, RunError, SiloError
@@ -55,19 +55,11 @@ class Lines(Protocol):
     def __call__(self, home: FederationHome, nodes: Mapping[str, str]) -> Line: ...
 
 
-class Away(RunError):
-    """The SuperLink does not answer, for now."""
-
-
 def over_flower(home: FederationHome, nodes: Mapping[str, str]) -> Line:
     """A line through this home's SuperLink. Raises `Away` when it is not up."""
     from ..engines import flower
 
-    try:
-        line: Line = flower.FlowerLine(home.flower / "socket", nodes, ttl_s=home.settings.deadline_s)
-    except RunError as error:
-        raise Away(error.expected, error.came, error.do, where=str(home.path)) from error
-    return line
+    return flower.FlowerLine(home.flower / "socket", nodes, ttl_s=home.settings.deadline_s)
 
 
 def begin_run(home: FederationHome, treaty: Treaty, path: Path | None = None) -> RunFolder:
@@ -109,6 +101,9 @@ def carry_out(
     `RunError`, and the run goes on with `foedus resume`.
     """
     signed, folder = _agreed(home, treaty_of(folder).digest()), RunFolder.open(folder.path, home.vault())
+    if round is not None and folder.read_json("summary.json") is not None:
+        do = "Propose the treaty under another name: its silos take no more tasks under this one."
+        raise RunError("a run that goes on, to go back in", "one that has ended", do, where=str(folder.path))
     events = _events(home, folder, signed, lines, round)
     with folder.lock(), _Said(home, folder, signed) as said, closing(events):
         for event in events:
@@ -186,6 +181,7 @@ class Present:
     signed: Signed
     grace_s: float = GRACE_S
     _missed: dict[str, float] = field(default_factory=dict, repr=False)
+    _met: set[str] = field(default_factory=set, repr=False)
     _told: set[str] = field(default_factory=set, repr=False)
 
     @property
@@ -209,9 +205,11 @@ class Present:
     def _introduce(self, silos: Sequence[str]) -> dict[str, str]:
         """Why silos cannot be asked for work, of those that cannot."""
         unfit: dict[str, str] = {}
-        for asks in ([hello(silo, self.signed) for silo in silos], [Ask(AGREE, silo, b"") for silo in silos]):
+        strangers = [hello(silo, self.signed) for silo in silos if silo not in self._met]
+        for asks in (strangers, [Ask(AGREE, silo, b"") for silo in silos]):
             reports = self.engine.ask([ask for ask in asks if ask.silo not in unfit])
             unfit |= {report.silo: report.receipt.failure for report in reports if report.receipt.failure}
+            self._met |= {ask.silo for ask in asks} - set(unfit)
         self._told |= set(silos) - set(unfit)
         return unfit
 

@@ -49,7 +49,7 @@ from typing import Any, TypeVar
 from ..errors import FoedusError, RunError, WireError
 from .frames import MOST_BODY, connect, listen
 from .gate import Gate, News
-from .line import Answer
+from .line import Answer, Away
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
@@ -326,8 +326,7 @@ class _Control:
         except httpx.HTTPStatusError as error:
             raise RunError(f"a SuperLink that grants {what}", _said(error), _DO.get(_code(error), _ASK_LOG)) from error
         except httpx.HTTPError as error:
-            do = "Is the coordinator up? `foedus coordinator up` starts it."
-            raise RunError("a SuperLink that answers", _said(error), do) from error
+            raise _away(error) from error
 
     def nodes(self) -> list[Any]:
         found = self.ask("ListNodes", control_pb2.ListNodesRequest()).nodes_info
@@ -487,9 +486,8 @@ class FlowerLine:
         self._nodes: dict[str, Any] = {}  # silo to its node, of those that are connected
         self._changed, self._closed = threading.Event(), threading.Event()
         self._work = ThreadPoolExecutor(TRANSFERS, "flower")
-        self._run: _Run | None = _Run(superlink)
         self._over: list[_Run] = []  # runs that were lost, which a transfer may still speak to
-        self._look(self._run)
+        self._run: _Run | None = self._begun()
         self._watcher = threading.Thread(target=self._watch, name="flower", daemon=True)
         self._watcher.start()
 
@@ -569,6 +567,19 @@ class FlowerLine:
         for message, tree in run.replies(numbers):
             if sent := self._sent.pop(message.metadata.reply_to_message_id, None):
                 self._work.submit(self._fetch, sent, message, tree)
+
+    def _begun(self) -> _Run:
+        """A run, and a first look at who is there. Raises `Away` where the SuperLink does not answer."""
+        try:
+            run = _Run(self._superlink)
+        except httpx.HTTPError as error:
+            raise _away(error) from error
+        try:
+            self._look(run)
+        except httpx.HTTPError as error:
+            run.end()
+            raise _away(error) from error
+        return run
 
     def _look(self, run: _Run) -> None:
         """Who is connected. What a silo has not answered before it came back, it will not answer any more."""
@@ -997,6 +1008,13 @@ def _code(error: httpx.HTTPStatusError) -> int | None:
     """Flower's own code of a refusal."""
     refusal = FlowerError.from_json(error.response.text)
     return refusal.code if refusal else None
+
+
+def _away(error: httpx.HTTPError) -> RunError:
+    """A SuperLink that cannot be reached; or one that refuses, for which nobody need wait."""
+    do = "Is the coordinator up? `foedus coordinator up` starts it."
+    kind = RunError if isinstance(error, httpx.HTTPStatusError) else Away
+    return kind("a SuperLink that answers", _said(error), do)
 
 
 def _said(error: BaseException) -> str:

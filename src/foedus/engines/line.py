@@ -11,9 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from ..errors import RunError
 from ..seeds import generator
 
 _Due = TypeVar("_Due", bound=tuple[Any, ...])
+
+
+class Away(RunError):
+    """Whoever carries a line does not answer, for now."""
 
 
 class Line(Protocol):

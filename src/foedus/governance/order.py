@@ -81,12 +81,15 @@ class Order:
             raise Refused(Reason.REPLAYED, f"a number above {last.number}", str(number))
         return True
 
-    def check(self, stream: Stream, round: int, task: str) -> None:
-        """Raises `Refused` for a round before the stream's last, for another task in the same one, for an evaluation of
-        a state that training has left behind, and for whatever comes after the coordinator's good-bye.
-        """
+    def go_on(self) -> None:
+        """Raises `Refused` after the coordinator's good-bye."""
         if BYE in self.taken.rounds:
-            raise Refused(Reason.OUT_OF_ORDER, "a treaty whose run goes on", "a task after its coordinator said bye")
+            raise Refused(Reason.OUT_OF_ORDER, "a treaty whose run goes on", "an ask after its coordinator said bye")
+
+    def check(self, stream: Stream, round: int, task: str) -> None:
+        """Raises `Refused` for a round before the stream's last, for another task in the same one, and for an
+        evaluation of a state that training has left behind.
+        """
         last, known = self.taken.rounds.get(stream, (-1, ""))
         least = max(last, self.taken.rounds.get("train", (-1, ""))[0])
         if round < least:

@@ -423,7 +423,7 @@ def _work(charter: Charter, t: Treaty) -> Iterator[Refusal]:
     yield from _among("[data] columns", charter.data.columns, columns_of(t))
     yield from _among("[data] sources", charter.data.sources, sources_of(t))
     for name in ("loss", "holdings", "attention"):
-        if getattr(t.disclosure, name) and not getattr(charter.disclosure, name) and _tells(t, name):
+        if _tells(t, name) and not getattr(charter.disclosure, name):
             yield Refusal(f"[disclosure] {name}", "none", "that silos tell it under their names")
     yield from _among("[evaluation] splits", charter.evaluation.splits, _splits(t))
     yield from _among("[evaluation] baselines", charter.evaluation.baselines, t.evaluation.baselines)
@@ -509,7 +509,11 @@ def _splits(t: Treaty) -> list[str]:
 
 
 def _tells(t: Treaty, name: str) -> bool:
-    return name != "attention" or (t.algorithm.name == "alignment" and t.alignment.attention != "none")
+    """Whether silos tell a fact; exact class means in the open are holdings, by topic."""
+    aligned = t.algorithm.name == "alignment"
+    if name == "holdings" and aligned and t.alignment.head == "means":
+        return t.disclosure.holdings or (t.privacy.unit == "none" and t.secure.sums == "open")
+    return getattr(t.disclosure, name) and (name != "attention" or (aligned and t.alignment.attention != "none"))
 
 
 # The charter that a silo begins with

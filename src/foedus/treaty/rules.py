@@ -755,6 +755,13 @@ def _noise_that_covers_the_method(t: Facts) -> Iterator[TreatyError]:
         yield problem("privacy.unit", expected, 'unit = "silo"', do)
 
 
+@_reads("algorithm.name", "alignment.every", "privacy.hide_cohort")
+def _parts_that_tell_who_came(t: Facts) -> Iterator[TreatyError]:
+    if t["privacy.hide_cohort"] and t["algorithm.name"] == "alignment" and t["alignment.every"] > 1:
+        do = "Leave every out, or hide_cohort: a part that comes in some rounds tells when nobody was there to send it."
+        yield problem("alignment.every", "every = 1 with a hidden cohort", t.line("alignment.every"), do)
+
+
 @_reads("algorithm.name", "privacy.unit", "knn.public_text", "knn.answers")
 def _a_store_of_public_text(t: Facts) -> Iterator[TreatyError]:
     if t["algorithm.name"] != "knn-adapter" or t.given("knn.public_text"):
