@@ -326,7 +326,7 @@ def secure(values: dict[str, object]) -> list[str]:
     uniform = values.get("server.weighting", "examples") == "uniform" or values.get("privacy.unit", "none") != "none"
     return [
         *(encrypted if sums == "masked" else []),
-        *([] if drawn else ["silos.names"]),
+        *([] if drawn else ["silos.names", "silos.members"]),
         *(["server.max_weight"] if uniform else []),
         "cohort.minimum",
         "disclosure.holdings",
