@@ -98,6 +98,13 @@ def test_the_nodes_and_the_authoritys_keys_lie_sealed_and_those_from_before_the_
     assert older.vault() and older.node.startswith(b"-----BEGIN PRIVATE KEY")
 
 
+def test_a_nodes_key_that_was_swapped_is_noticed(tmp_path):
+    made = silo(tmp_path)
+    (made.keys / "node.key").write_bytes(certificates.node_key()[0])
+    with pytest.raises(RunError, match=r"that node\.pub belongs to"):
+        made.node  # noqa: B018
+
+
 def test_a_silo_joins_by_an_invitation_and_is_admitted_by_its_card(tmp_path, coordinator):
     made = silo(tmp_path)
     coordinator.admit(read_card(made.card))

@@ -15,6 +15,7 @@ import ipaddress
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -113,7 +114,7 @@ def warnings(folder: Path, now: datetime | None = None) -> list[str]:
 def node_key() -> tuple[bytes, str]:
     """A new key for a silo's node: the private one as PEM, the public one as OpenSSH's line of text."""
     key = ec.generate_private_key(ec.SECP384R1())
-    return _private(key), key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    return _private(key), _public(key)
 
 
 def keep_node_key(folder: Path, vault: Vault | None = None) -> str:
@@ -131,8 +132,19 @@ def keep_node_key(folder: Path, vault: Vault | None = None) -> str:
 
 
 def read_node_key(folder: Path, vault: Vault | None = None) -> bytes:
-    """The private key of a node, PEM. Raises `GuaranteeError` where it is sealed, and `vault` does not open it."""
-    return _read(folder / "node.key", vault)
+    """The private key of a node, PEM. Raises `GuaranteeError` where it is sealed, and `vault` does not open it;
+    `RunError` where it is not the one that node.pub belongs to.
+    """
+    private = _read(folder / "node.key", vault)
+    try:
+        mine: Any = load_pem_private_key(private, None)
+        known = _public(mine) == (folder / "node.pub").read_text().strip()
+    except (OSError, ValueError, TypeError, AttributeError):
+        known = False
+    if not known:
+        do = "Bring both back from a backup: the coordinator admits the node by them."
+        raise RunError("the node's key that node.pub belongs to", "another, or none", do, where=str(folder))
+    return private
 
 
 def _builder(
@@ -212,6 +224,10 @@ def _keep(
 ) -> None:
     _write(folder / f"{kind}.key", _private(key), vault)
     (folder / f"{kind}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+
+
+def _public(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
 
 def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
