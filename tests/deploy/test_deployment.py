@@ -227,17 +227,19 @@ def test_real_processes_over_tls_give_the_adapter_of_one_though_a_silo_is_killed
 
 
 class Calls:
-    """An engine that is asked, and a line on which only some are there."""
+    """An engine that is asked, and a line on which only some are there. `refused`: a kind of ask."""
 
-    def __init__(self) -> None:
-        self.memory, self.here, self.kinds = {}, frozenset(SILOS), []
+    def __init__(self, refused: str = "") -> None:
+        self.memory, self.here, self.kinds, self.refused = {}, frozenset(SILOS), [], refused
 
     def silos(self) -> frozenset[str]:
         return self.here
 
     def ask(self, asks: Sequence[Ask]) -> Iterator[Report]:
         self.kinds += [(ask.kind, ask.silo) for ask in asks]
-        yield from (Report(ask.silo, 0, b"", Receipt(ask.silo, 0)) for ask in asks)
+        for ask in asks:
+            failure = "closed" if ask.kind == self.refused else ""
+            yield Report(ask.silo, 0, b"", Receipt(ask.silo, 0, failure=failure))
 
 
 def test_a_silo_is_introduced_once_and_one_that_is_gone_fails_without_anybody_waiting(tmp_path):
@@ -253,3 +255,14 @@ def test_a_silo_is_introduced_once_and_one_that_is_gone_fails_without_anybody_wa
     assert [report.silo for report in engine.ask(asks) if report.receipt.failure] == ["east"]
     calls.here = frozenset(SILOS)
     assert not [report for report in engine.ask(asks) if report.receipt.failure]
+
+
+def test_a_silo_that_may_not_say_what_it_came_to_is_greeted_once_and_asked_for_no_work(tmp_path):
+    parties = Federation(tmp_path)
+    parties.propose(treaty(tmp_path))
+    calls = Calls(refused="agree")
+    engine = Present(calls, calls, *parties.home.signed())
+    for _ in range(2):
+        (report,) = engine.ask([Ask("join", "north", b"")])
+        assert report.receipt.failure == "closed"
+    assert [kind for kind, _ in calls.kinds] == ["hello", "agree", "agree"]
