@@ -13,7 +13,7 @@ import foedus
 
 ROOT = Path(foedus.__file__).parent
 LAYERS = [
-    "errors types tree wire seeds discriminant kernels attention",
+    "errors types tree wire seeds discriminant marginals kernels attention",
     "assets data stages server privacy secure",
     "lm silo algorithms evaluation audit",
     "engines",

@@ -53,6 +53,8 @@ METHODS = {
                "fedlap.boost": 1, "fedlap.passes": 2},
     "alone": {"algorithm.name": "alone"},
 }  # fmt: skip
+NOISED = {"alignment with a bias of tokens": {**ALIGN, "alignment.tokens": 30, "alignment.head": "means"}}
+"""Methods that are for noised units alone."""
 ENTROPY = METHODS["alignment by entropy"]
 EXAMPLE = {"privacy.unit": "example", "privacy.noise_multiplier": 1.0, "privacy.rate": 0.3, "data.max_examples": None,
            "disclosure.loss": False, "disclosure.holdings": False, "privacy.randomness": "simulated"}  # fmt: skip
@@ -98,9 +100,9 @@ def test_every_method_runs_to_an_adapter_and_a_page_that_names_it(tmp_path, meth
     assert title in (tmp_path / "run/adapter/README.md").read_text()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *NOISED])
 def test_every_method_keeps_the_guarantee_that_its_ledger_bears_out(tmp_path, method):
-    summary = run(treaty(tmp_path, METHODS[method], EXAMPLE), tmp_path / "run")
+    summary = run(treaty(tmp_path, (METHODS | NOISED)[method], EXAMPLE), tmp_path / "run")
     assert 0 < summary["privacy"]["epsilon"] == pytest.approx(stated(tmp_path / "run")["epsilon"], rel=1e-6)
     for silo in ("silo-0", "silo-1", "silo-2"):
         kinds = [(r["kind"], r["body"].get("round")) for r in Budget(tmp_path / "run/budgets", silo).ledger.records]
@@ -114,10 +116,16 @@ def one_round(place: Workplace):
     return loop.one_round(place.federation, place.engine(), loop.start(place.federation, place.bench.start()))
 
 
-@pytest.mark.parametrize("noise", [{}, EXAMPLE], ids=["no noise", "noise in silos"])
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "fedlap"])
+HIDDEN = [(name, noise) for name in METHODS if name != "fedlap" for noise in ({}, EXAMPLE)]
+
+
+@pytest.mark.parametrize(
+    ("method", "noise"),
+    HIDDEN + [(name, EXAMPLE) for name in NOISED],
+    ids=lambda x: x if isinstance(x, str) else "noise in silos" if x else "no noise",
+)
 def test_a_method_behind_masks_is_the_one_in_the_open_up_to_the_grid(tmp_path, method, noise):
-    by = treaty(tmp_path, METHODS[method], noise)
+    by = treaty(tmp_path, (METHODS | NOISED)[method], noise)
     apart, hidden = build(by), build(by.replace(**MASKED))
     (step,) = (stage.step for stage in hidden.federation.stages.stages if isinstance(stage, Grid))
     (state, seen), (behind, summed) = one_round(apart), one_round(hidden)

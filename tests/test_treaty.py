@@ -338,6 +338,16 @@ def test_a_silo_is_told_of_its_class_means(least):
     assert not method(least, "alignment").headed
 
 
+def test_a_silo_is_told_of_its_tokens_and_they_never_leave_without_noise(least):
+    more = {**PRIVATE, "server.weighting": "uniform", "disclosure.loss": False, "alignment.tokens": 50}
+    counted = method(least, "alignment", **more)
+    said = "how often each of 50 tokens is in its text, and was expected there, from a survey with noise of its own"
+    assert counted.marginal and said in "\n".join(describe(counted))
+    for unit in ({"privacy.unit": "silo", "privacy.rate": None}, dict.fromkeys(PRIVATE)):
+        with pytest.raises(TreatyError, match=r"\[alignment\] tokens"):
+            method(least, "alignment", **{**more, **unit})
+
+
 def test_what_a_method_reads_outside_its_guarantee_is_said(least):
     more = {**PRIVATE, "server.weighting": "uniform", "disclosure.loss": False}
     said = " ".join(not_covered(method(least, "knn-adapter", **more)))

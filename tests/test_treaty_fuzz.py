@@ -80,6 +80,7 @@ GOOD = {
     "alignment.noise_ratio": positive,
     "alignment.rate": st.floats(1e-6, 1),
     "alignment.head": st.sampled_from(["learned", "means"]),
+    "alignment.tokens": st.integers(0, 4096),
     "alignment.attention": st.sampled_from(["none", "entropy", "rank", "error", "distance"]),
     "alignment.gamma": st.floats(-100, 100),
     "alignment.base": st.sampled_from([0, 1]),
@@ -262,7 +263,11 @@ def learned(values: dict[str, object]) -> list[str]:
     gone += [] if attentive else ["alignment.gamma", "alignment.base", "alignment.max_share", "alignment.largest"]
     gone += ["alignment.base"] if values.get("server.weighting", "examples") == "examples" and unit == "none" else []
     gone += [] if values.get("alignment.base") == 1 and "alignment.base" not in gone else ["alignment.largest"]
-    gone += ["alignment.rows"] if unit in ("example", "author") else ["alignment.noise_ratio", "alignment.rate"]
+    gone += (
+        ["alignment.rows"]
+        if unit in ("example", "author")
+        else ["alignment.noise_ratio", "alignment.rate", "alignment.tokens"]
+    )
     gone += [] if unit == "silo" else ["alignment.scale"]
     gone += [] if attentive and name == "alignment" and unit != "silo" else ["disclosure.attention"]
     gone += ["local.max_grad_norm"] if name == "scaffold" else []

@@ -31,10 +31,12 @@ from .kernels import FourierMap, bandwidths, fourier_map
 from .lm.bench import Bench
 from .lm.datastore import HEAD as STORE
 from .lm.datastore import Lookup
-from .lm.heads import attach_head, names, width
+from .lm.heads import BIAS, attach_bias, attach_head, names, width
 from .lm.load import Base
 from .lm.objectives import Encoded
+from .lm.statistics import all_tokens
 from .lm.terms import Denoise, Goal, Term, Topic
+from .marginals import Marginals, marginals
 from .seeds import derive, generator
 from .silo import LocalPlan
 from .treaty import Treaty
@@ -83,6 +85,8 @@ def put_heads(treaty: Treaty, base: Base, topics: tuple[str, ...], silos: tuple[
     """The small networks that the goal and the algorithm need, on a base that has its adapter."""
     if treaty.headed:
         attach_head(base, TOPICS, (width(base), len(topics)), treaty.seed)
+    if treaty.marginal:
+        attach_bias(base)
     if treaty.algorithm.name == "reversal":
         attach_head(base, DOMAINS, (width(base), len(silos)), treaty.seed)
     if treaty.algorithm.name == "knn-adapter":
@@ -107,7 +111,7 @@ def surveys(treaty: Treaty) -> dict[str, Any]:
         return {}
     return {
         "surveys": survey_rounds(treaty.algorithm.rounds, a.every),
-        "survey_parts": survey_parts(a.attention, a.head == "means"),
+        "survey_parts": survey_parts(a.attention, a.head == "means", a.tokens > 0),
         "survey_rate": a.rate or treaty.privacy.rate, "survey_ratio": a.noise_ratio,
     }  # fmt: skip
 
@@ -162,6 +166,7 @@ def _alignment(treaty: Treaty, plan: LocalPlan, site: Site) -> Alignment:
         rate=surveys(treaty).get("survey_rate", 1.0), rows=a.rows, scale=a.scale,
         moments=_moments(treaty, site) if a.attention == "rank" else None,
         topics=_discriminant(treaty, site) if a.head == "means" else None,
+        tokens=_marginals(treaty, site) if a.tokens else None,
     )  # fmt: skip
 
 
@@ -196,6 +201,18 @@ def _discriminant(treaty: Treaty, site: Site) -> Discriminant:
     seen = _features(site, site.public(treaty.alignment.public_text or "", VARIED_TEXTS), (-1,))
     head = names(site.bench.model)[TOPICS]
     return discriminant(seen[-1], len(site.bench.objective.topics), head)
+
+
+def _marginals(treaty: Treaty, site: Site) -> Marginals:
+    """What makes a bias of tokens, by public text and what the model as it starts expects of it."""
+    text, params = site.public(treaty.alignment.public_text or "", PUBLIC_TEXTS), site.bench.start()
+    name = names(site.bench.model)[BIAS]["bias"]
+    rows, found = np.unique(text.documents, return_index=True)[1], []
+    for some in np.array_split(rows, -(-len(rows) // 16)):
+        seen = site.bench.see(params, site.bench.objective.collate(text, some, 0))
+        found.append(all_tokens(seen, len(params[name])))
+    counts, expected = np.concatenate(found, axis=1)
+    return marginals(counts, expected, treaty.alignment.tokens, name)
 
 
 def _moments(treaty: Treaty, site: Site) -> np.ndarray:

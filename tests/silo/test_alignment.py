@@ -21,18 +21,19 @@ from foedus.errors import GuaranteeError
 from foedus.kernels import fourier_map
 from foedus.lm.adapters import LoRA, attach
 from foedus.lm.bench import Bench
-from foedus.lm.heads import attach_head, names, width
+from foedus.lm.heads import attach_bias, attach_head, names, width
 from foedus.lm.load import load_base
 from foedus.lm.objectives import make_objective
-from foedus.lm.statistics import topic_rows
+from foedus.lm.statistics import token_rows, topic_rows
 from foedus.lm.terms import Goal, MeanPull, Pull, Topic
 from foedus.loop import Federation
+from foedus.marginals import Marginals
 from foedus.privacy import Unprotected
 from foedus.privacy.noise import SimulatedSource
 from foedus.privacy.plan import PrivacyPlan, Terms, make_plan
 from foedus.server import Full, Sgd, WeightedMean
 from foedus.silo import Handler, LocalPlan, Silo, Units
-from foedus.silo.survey import Surveyed
+from foedus.silo.survey import Surveyed, survey
 from foedus.stages import Weigh, chain
 from foedus.treaty import from_dict
 from foedus.types import Params, Release, State, Task, Update
@@ -375,6 +376,58 @@ def test_a_private_head_is_made_of_what_surveys_released(bench, silos, maps, top
     unpaid = replace(plan, survey=replace(made.survey(), shares=dict(survey_parts("none"))))
     with pytest.raises(GuaranteeError, match="survey"):
         last(align(maps, unpaid, every=ROUNDS, topics=topics), bench, silos)
+
+
+# ---- a bias of tokens ----
+
+
+@pytest.fixture(scope="module")
+def biased(silos):
+    base = load_base("tiny:llama")
+    attach(base, LoRA(rank=2, targets="attention"), 0)
+    attach_bias(base)
+    return Bench(base, make_objective("causal-lm", 24), precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def tokens(biased):
+    name = names(biased.model)["tokens"]["bias"]
+    return Marginals(np.arange(60), 8.0, len(biased.start()[name]), name)
+
+
+def counted(bench, **surveys):
+    parts = survey_parts("none", tokens=True)
+    terms = Terms("example", 1e-5, ROUNDS, noise_multiplier=0.5, steps=2, rate=0.5, divisor=8.0,
+                  survey_parts=parts, **{"surveys": (0,), "survey_ratio": 2.0, **surveys})  # fmt: skip
+    made = make_plan(terms, SimulatedSource(1))
+    return replace(PLAN, goal=Goal(), privacy=made.steps_at_silos(list(bench.start())), survey=made.survey())
+
+
+def test_a_bias_is_made_of_what_surveys_released_and_no_step_moves_it(biased, silos, maps, tokens):
+    plan = counted(biased)
+    algorithm = align(maps, plan, every=ROUNDS, tokens=tokens)
+    shapes = {name: x.shape for name, x in biased.start().items()}
+    assert ("delta", tokens.name) not in algorithm.parts(shapes)
+    (one, _, engine), *_, (end, _, _) = run(algorithm, biased, silos)
+    own = [tree.part(memory, OWN) for memory in engine.memory.values()]
+    alone = [plan.survey.std("tokens", 0) / x["examples"][0] for x in own]
+    std = np.sqrt(np.sum(np.square(alone))) / len(own)
+    expected = tokens.moved(biased.start(), np.mean([x["tokens"] for x in own], 0), std)
+    np.testing.assert_allclose(one.params[tokens.name], expected[tokens.name], rtol=1e-4, atol=1e-5)
+    assert one.params[tokens.name].any() and np.array_equal(one.params[tokens.name], end.params[tokens.name])
+
+
+def test_one_unit_moves_the_sums_of_tokens_by_no_more_than_their_noise_was_made_for(biased, silos, tokens):
+    """Clipped by the survey: even a text that says one word over and over."""
+    silo = silos["law"]
+    small = Marginals(tokens.words, 0.01, tokens.tokens, tokens.name)  # every row is far out of its room
+    exact = replace(PLAN, goal=Goal())
+    statistics = {"tokens": lambda seen: token_rows(seen, small)}
+    task = Task(0, "m", biased.start(), tuple(silos), 5)
+    found = survey(biased, task, silo, exact, statistics)
+    assert np.linalg.norm(found.sums["tokens"]) <= found.units + 1e-6
+    one = survey(biased, task, silo, exact, statistics, limit=1)
+    assert np.linalg.norm(one.sums["tokens"]) == pytest.approx(1.0)
 
 
 # ---- privacy ----

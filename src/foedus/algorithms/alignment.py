@@ -8,6 +8,7 @@ multi-bandwidth RBF kernel, and how uncertain or rich it is there. Both are nois
     ℓᵢ = ℓ + 2 λ ⟨φ(h(x)), cᵢ⟩     cᵢ = μᵢ − m₋ᵢ, held fixed for a round               ≈ λ ‖μᵢ − m₋ᵢ‖², the MMD²
     wᵢ = nᵢᵇ exp(γ φᵢ), in (0, 1]  and  w_{t+1} = w_t + Σᵢ wᵢ Δᵢ / Σᵢ wᵢ               two released sums
     m_c, n_c of each topic c: its features' mean and its texts, of which the topic head can be made     one more
+    c_v, e_v of each token v: how often it is there and is expected, of which its logit's bias can be   one more
 
 m₋ᵢ, the mean of the others, needs no message of its own: μᵢ − m₋ᵢ = n/(n − 1) · (μᵢ − m). The pull is a sum over
 examples, so per-example clipping stays valid. λ = 0 and γ = 0, b = 1 is FedAvg.
@@ -25,8 +26,9 @@ from ..attention import Attention, ceiling, distance, richness
 from ..discriminant import Discriminant
 from ..kernels import FourierMap
 from ..lm.bench import Bench
-from ..lm.statistics import covariance, mistakes, moments, topic_rows, uncertainty
+from ..lm.statistics import covariance, mistakes, moments, token_rows, topic_rows, uncertainty
 from ..lm.terms import MeanPull, Pull, embedding
+from ..marginals import Marginals
 from ..silo.shard import Silo
 from ..silo.survey import COUNT, Statistic, Surveyed, survey
 from ..silo.train import LocalPlan, train
@@ -50,7 +52,8 @@ class Alignment(Averaging):
     in [0, 1): of the running mean of released parameters that the last round hands out; 0 for the parameters
     themselves. `rate`: of units in a survey; `rows`: of a silo's text in an exact one. `moments`: (p, d') through which
     features go for "rank". `topics`: what makes the topic head of class means; None where there is none, or it learns.
-    `scale`: of everything but the delta, beside which it is clipped where whole silos are protected.
+    `tokens`: what makes the bias of each token's logit; None where there is none. `scale`: of everything but the delta,
+    beside which it is clipped where whole silos are protected.
     """
 
     local: LocalPlan
@@ -71,6 +74,7 @@ class Alignment(Averaging):
     scale: float = 1.0
     moments: np.ndarray | None = field(default=None, repr=False)
     topics: Discriminant | None = None
+    tokens: Marginals | None = None
 
     def __post_init__(self) -> None:
         if not self.weight >= 0 or self.every < 1 or self.silos < 1 or not self.scale > 0 or not self.maps:
@@ -93,7 +97,7 @@ class Alignment(Averaging):
         kept = [self._surveyed(bench, task, silo, memory) for silo, memory in zip(silos, memories, strict=True)]
         others = [{key: x for key, x in memory.items() if key[0] != OWN} for memory in memories]
         goals = [self.local.goal.plus(*self._pull(task, silo, own)) for silo, own in zip(silos, kept, strict=True)]
-        results = train(bench, task, silos, self.local, others, goals=goals)
+        results = train(bench, task, silos, self.local, others, goals=goals, still=self._still)
         kept = [{**own, "weight": self._weight(task, silo, own)} for silo, own in zip(silos, kept, strict=True)]
         return [
             (self._update(task, silo, delta(task, silo, r), own), {**r.memory, **as_part(OWN, own)})
@@ -113,7 +117,8 @@ class Alignment(Averaging):
         before = own if past else {"embedding": mean, "variance": variance}
         return {
             **own,
-            **({} if self.topics is None else {"topics": found.mean("topics")}),
+            **{name: found.mean(name) for name in self._tables},
+            "tokens noise": np.array([found.std("tokens") ** 2 if self.tokens is not None else 0.0]),
             "embedding": past * before["embedding"] + (1 - past) * mean,
             "variance": past**2 * before["variance"] + (1 - past) ** 2 * variance,
             "phi": np.array([self._phi(found)]),
@@ -134,6 +139,9 @@ class Alignment(Averaging):
         if self.topics is not None:
             of = self.topics
             out["topics"] = lambda seen: topic_rows(seen, of)
+        if self.tokens is not None:
+            words = self.tokens
+            out["tokens"] = lambda seen: token_rows(seen, words)
         return out
 
     def _phi(self, found: Surveyed) -> float:
@@ -188,7 +196,7 @@ class Alignment(Averaging):
     def _update(self, task: Task, silo: Silo, update: Update, own: Params) -> Update:
         """The update as its parts of the sums."""
         w = own["weight"]
-        sent = {key: x for key, x in update.tensors.items() if key[0] != "delta" or key[1] not in self._made}
+        sent = {key: x for key, x in update.tensors.items() if key[0] != "delta" or key[1] not in self._still}
         tensors = {key: x * w.astype(x.dtype) if key[0] == "delta" else x for key, x in sent.items()}
         beside: dict[Key, np.ndarray] = {("attention", "weight"): w, ("attention", "square"): w * w}
         if task.round % self.every == 0:
@@ -206,17 +214,25 @@ class Alignment(Averaging):
             ("embedding", "mean"): mean, ("embedding", "count"): there, ("embedding", "noise"): noise,
             ("embedding", "square"): np.array([mean @ mean]),
         }  # fmt: skip
-        if self.topics is not None:
-            parts["topics", "mean"] = own["topics"] if there[0] else np.zeros(self.topics.size)
+        for name, size in self._tables.items():
+            parts[name, "mean"] = own[name] if there[0] else np.zeros(size)
+        if self.tokens is not None:
+            parts["tokens", "noise"] = own["tokens noise"] if there[0] else there
         if not self.target:
             return parts
         mine = float(silo.name == self.target)
         return parts | {("target", "mean"): mine * mean, ("target", "count"): mine * there}
 
     @property
-    def _made(self) -> tuple[str, ...]:
-        """The parameters that are made of class means, and so have no delta."""
-        return () if self.topics is None else tuple(self.topics.names.values())
+    def _tables(self) -> dict[str, int]:
+        """What surveys find for parameters to be made of, and how many numbers it is."""
+        found = {"topics": self.topics, "tokens": self.tokens}
+        return {name: of.size for name, of in found.items() if of is not None}
+
+    @property
+    def _still(self) -> Params:
+        """No step of the parameters that are made of what surveys find, and so have no delta."""
+        return {name: x for of in (self.topics, self.tokens) if of is not None for name, x in of.still.items()}
 
     @property
     def _width(self) -> int:
@@ -229,17 +245,17 @@ class Alignment(Averaging):
         wide = (self._width,)
         single = [("attention", name) for name in ("weight", "square")]
         single += [("embedding", name) for name in ("count", "noise", "square")]
-        learned = {name: shape for name, shape in shapes.items() if name not in self._made}
+        learned = {name: shape for name, shape in shapes.items() if name not in self._still}
         out = {**super().parts(learned), ("embedding", "mean"): wide, **dict.fromkeys(single, (1,))}
-        if self.topics is not None:
-            out["topics", "mean"] = (self.topics.size,)
+        out |= {(name, "mean"): (size,) for name, size in self._tables.items()}
+        if self.tokens is not None:
+            out["tokens", "noise"] = (1,)
         return {**out, ("target", "mean"): wide, ("target", "count"): (1,)} if self.target else out
 
     def direction(self, mean: Tree) -> Params:
         """Σ wᵢ Δᵢ / Σ wᵢ. Where the sum of weights was noised it counts as no less than it can be."""
         weight = max(float(mean["attention", "weight"][0]) / self.scale, self.attention.least())
-        still = {} if self.topics is None else self.topics.still
-        return {name: x / weight for name, x in part(mean, "delta").items()} | still
+        return {name: x / weight for name, x in part(mean, "delta").items()} | self._still
 
     def finish(self, extra: Tree, mean: Tree) -> Tree:
         w, square = (float(mean["attention", name][0]) / self.scale for name in ("weight", "square"))
@@ -248,7 +264,7 @@ class Alignment(Averaging):
             out["report", "effective silos"] = np.array([min(self.silos, self.silos * w * w / square)])
         if float(mean.get(("embedding", "count"), np.zeros(1))[0]) > self.scale / (2 * self.silos):
             out |= self._released(out, {name: x for name, x in part(mean, "embedding").items()})
-            out |= {key: x for key, x in mean.items() if key[0] == "topics"}
+            out |= {key: x for key, x in mean.items() if key[0] in self._tables}
         if float(mean.get(("target", "count"), np.zeros(1))[0]) > self.scale / (4 * self.silos):
             out["target", "mean"] = mean["target", "mean"] / mean["target", "count"]
         return out
@@ -268,13 +284,15 @@ class Alignment(Averaging):
 
     def refine(self, params: Params, extra: Tree) -> tuple[Params, Tree]:
         """With `average`, the last round hands out a running mean of all rounds' parameters (Polyak & Juditsky 1992). A
-        head of class means is that of the last survey.
+        head of class means and a bias of tokens are those of the last survey.
         """
         params, extra = self._averaged(params, extra)
-        if self.topics is None or ("topics", "mean") not in extra:
-            return params, extra
-        means = extra["topics", "mean"]
-        return {**params, **self.topics.head(means)}, {key: x for key, x in extra.items() if key[0] != "topics"}
+        if self.topics is not None and ("topics", "mean") in extra:
+            params = params | self.topics.head(extra["topics", "mean"])
+        if self.tokens is not None and ("tokens", "mean") in extra:
+            std = float(np.sqrt(max(0.0, float(extra["tokens", "noise"][0])) / self.silos))
+            params = params | self.tokens.moved(params, extra["tokens", "mean"], std)
+        return params, {key: x for key, x in extra.items() if key[0] not in self._tables}
 
     def _averaged(self, params: Params, extra: Tree) -> tuple[Params, Tree]:
         if not self.average:
@@ -282,18 +300,22 @@ class Alignment(Averaging):
         done = int(extra.get((OWN, "rounds"), np.zeros(1))[0]) + 1
         keep = (self.average - self.average**done) / (1 - self.average**done)  # 0 at first: no start to forget
         past = part(extra, "average") or params
-        mean = {name: keep * past[name] + (1 - keep) * x for name, x in params.items() if name not in self._made}
+        mean = {name: keep * past[name] + (1 - keep) * x for name, x in params.items() if name not in self._still}
         kept = dict(extra) | as_part("average", mean) | {(OWN, "rounds"): np.array([done])}
         return ({**params, **mean} if done == self.rounds else params), kept
 
 
-def survey_parts(phi: Phi, topics: bool = False) -> tuple[tuple[str, float], ...]:
-    """What a survey releases, and each part's share of its budget; half of it for the means of `topics`."""
+def survey_parts(phi: Phi, topics: bool = False, tokens: bool = False) -> tuple[tuple[str, float], ...]:
+    """What a survey releases, and each part's share of its budget: half of it for counts of `tokens`, and half of what
+    there is else for the means of `topics`.
+    """
     found = {"embedding": 0.8, "count": 0.2}
     if phi not in ("none", "distance"):
         found = {"embedding": 0.7, "count": 0.15, "phi": 0.15}
     if topics:
         found = {name: share / 2 for name, share in found.items()} | {"topics": 0.5}
+    if tokens:
+        found = {name: share / 2 for name, share in found.items()} | {"tokens": 0.5}
     return tuple(found.items())
 
 

@@ -71,6 +71,7 @@ class Bench:
         self._core: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self._heads = heads.names(self.model)
+        self._bias_name = self._heads.get(heads.BIAS, {}).get("bias", "")
         self._dropouts = [m for name, m in self.model.named_modules() if "lora_dropout" in name and _drops(m)]
         accepted = inspect.signature(self._core.forward).parameters
         self._arguments = {"use_cache": False} if "use_cache" in accepted else {}
@@ -88,7 +89,7 @@ class Bench:
     def stacks(self) -> bool:
         """Whether `losses` takes several silos as one batch: every trainable parameter has a rule, and nothing is
         random."""
-        return not self._dropouts and (self._fast is not None or self._has_rules())
+        return not self._dropouts and not self._bias_name and (self._fast is not None or self._has_rules())
 
     def start(self) -> dict[str, np.ndarray]:
         """The model's own values of the trainable parameters: float32 copies, in the order of `named_parameters()`."""
@@ -157,7 +158,7 @@ class Bench:
                 self.prove(goal)
             return self._fast_clipped(leaves, batches, units, clippings, goals)
         if self._goes_fast(goals):
-            tokens = self._tokens(self._here(self._merged(batches)), len(batches))
+            tokens = self._tokens(self._here(self._merged(batches)), len(batches), leaves)
             if tokens is not None:
                 self._prove(fast=True)
                 return self._with_heads(self._fast.clipped(leaves, tokens, units, clippings))
@@ -197,7 +198,7 @@ class Bench:
         owners = self._owners(batch).div(len(batch["labels"]) // silos, rounding_mode="floor")
         counts = torch.bincount(owners, minlength=silos)
         if self._fast is not None and torch.is_grad_enabled():
-            tokens = self._tokens(batch, silos)
+            tokens = self._tokens(batch, silos, leaves)
             if tokens is not None:
                 names = [name for name in self._trainable if not heads.is_head(name)]
                 inputs = (leaves[name] for name in names)
@@ -208,11 +209,11 @@ class Bench:
     def _predict(self, leaves: Leaves, batch: Batch, silos: int, *, hits: bool = False) -> tuple[Tensor, Any]:
         """Cross-entropy of each target, (p,) float32; with `hits`, also whether it is the arg max, (p,)."""
         if self._fast is not None and not torch.is_grad_enabled():
-            tokens = self._tokens(batch, silos)
+            tokens = self._tokens(batch, silos, leaves)
             if tokens is not None:
                 outcome = self._fast.run(leaves, tokens, gradient=False, hits=hits)
                 return outcome.nll, outcome.hits
-        return self._judged(*self._said(leaves, batch, silos), hits=hits)
+        return self._judged(*self._said(leaves, batch, silos), self._bias(leaves), hits=hits)
 
     def _said(self, leaves: Leaves, batch: Batch, silos: int, **options: Any) -> tuple[Tensor, Tensor]:
         """What the model says at the targets, as what its frozen head is given or else as logits, and the targets."""
@@ -222,25 +223,45 @@ class Bench:
             states = self._call(leaves, batch, silos, **options).logits
         return self._aligned(states, batch["labels"])
 
-    def _judged(self, said: Tensor, targets: Tensor, *, hits: bool = False) -> tuple[Tensor, Any]:
-        """As `_predict`, from what was said."""
+    def _judged(self, said: Tensor, targets: Tensor, bias: Tensor | None, *, hits: bool = False) -> tuple[Tensor, Any]:
+        """As `_predict`, from what one silo's model said; `bias` as from `_bias`."""
         if self._head is None:
             nll = F.cross_entropy(said.float(), targets, reduction="none")
             return nll, said.argmax(-1) == targets if hits else None
+        weight, bias = self._ends(bias)
         if hits:
-            nll, _, hit = head.forward(said, *self._head, targets, hits=True)
+            nll, _, hit = head.forward(said, weight, bias, targets, hits=True)
             return nll, hit
-        return head.cross_entropy(said, *self._head, targets), None
+        return head.cross_entropy(said, weight, bias, targets), None
 
-    def _entropy(self, said: Tensor) -> Tensor:
-        """(p,) entropies of the predictions, nats, 128 of them at a time."""
+    def _logs(self, said: Tensor, bias: Tensor | None) -> Iterator[Tensor]:
+        """The log-probabilities of all tokens, (≤ 128, C) float32 at a time."""
+        for states in said.split(128):
+            logits = states if self._head is None else F.linear(states.to(self._head[0].dtype), *self._ends(bias))
+            yield logits.float().log_softmax(-1)
 
-        def entropy(states: Tensor) -> Tensor:
-            logits = states if self._head is None else F.linear(states.to(self._head[0].dtype), *self._head)
-            logs = logits.float().log_softmax(-1)
-            return -(logs.exp() * logs).sum(-1)
+    def _entropy(self, said: Tensor, bias: Tensor | None) -> Tensor:
+        """(p,) entropies of the predictions, nats."""
+        return torch.cat([-(logs.exp() * logs).sum(-1) for logs in self._logs(said, bias)])
 
-        return torch.cat([entropy(part) for part in said.split(128)])
+    def _chances(self, said: Tensor, bias: Tensor | None, words: Tensor) -> Tensor:
+        """(p, K) probabilities of K tokens."""
+        return torch.cat([logs[:, words].exp() for logs in self._logs(said, bias)])
+
+    def _bias(self, leaves: Leaves) -> Tensor | None:
+        """(K, C) of what each silo adds to each token's logit, or of what the model holds; None where it adds none."""
+        if not self._bias_name:
+            return None
+        found = leaves.get(self._bias_name)
+        return heads.head(self.model, heads.BIAS).bias.detach()[None] if found is None else found.detach()
+
+    def _ends(self, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weight and the bias of the output head, with what one silo adds to it."""
+        assert self._head is not None
+        weight, own = self._head
+        if bias is None:
+            return weight, own
+        return weight, (bias[0] if own is None else bias[0] + own).to(weight.dtype)
 
     # ---- goals ----
 
@@ -273,7 +294,11 @@ class Bench:
         finally:
             hook.remove()
         hidden = (*found[0].hidden_states[1:-1], found[0].last_hidden_state)
-        return Pass(hidden, lambda: self._judged(said, targets)[0], lambda: self._entropy(said))
+        bias = self._bias(leaves)
+        return Pass(
+            hidden, targets, lambda: self._judged(said, targets, bias)[0], lambda: self._entropy(said, bias),
+            lambda words: self._chances(said, bias, words),
+        )  # fmt: skip
 
     # ---- through the model's own code ----
 
@@ -300,22 +325,23 @@ class Bench:
             losses.add_(nll.detach().sum())
             return total
 
-        params = {name: x[0] for name, x in leaves.items()}
+        params = {name: x[0] for name, x in leaves.items() if name != self._bias_name}
+        given = {name: x[0].detach() for name, x in leaves.items() if name == self._bias_name}
         empty = bool((units < 0).all()) if goal.active else not (len(owners) and goal.tokens)
         uses = per_example.collect(
-            self.model, params, units, None if empty else loss, choices=self._choices, frozen=self._halves
+            self.model, params, units, None if empty else loss, choices=self._choices, frozen=self._halves | given
         )
         gradients, norms = uses.clipped(clipping)
         sums = {name: x[None] for name, x in gradients.items()}
         targets = len(owners) if goal.tokens else 0
-        return ClippedSums(sums, [norms], losses, torch.tensor([targets], device=self.device))
+        return self._with_heads(ClippedSums(sums, [norms], losses, torch.tensor([targets], device=self.device)))
 
     def _with_heads(self, found: ClippedSums) -> ClippedSums:
         """With the zeros of heads that nothing touched."""
         zeros = {
             name: torch.zeros(len(found.norms), *x.shape, device=self.device)
             for name, x in self._trainable.items()
-            if heads.is_head(name)
+            if heads.is_head(name) and name not in found.gradients
         }
         return replace(found, gradients={**found.gradients, **zeros})
 
@@ -333,7 +359,7 @@ class Bench:
                 return self._clipped(leaves, batch, units, clipping, goal)
             if term is not None:
                 return self._fast_clipped(leaves, [batch], [units], [clipping], [goal])
-            return self._fast.clipped(leaves, self._tokens(batch, 1), [units], [clipping])
+            return self._fast.clipped(leaves, self._tokens(batch, 1, leaves), [units], [clipping])
 
         self._choices.learned &= fast
         moved = per_example.compare(alone, together, TOLERANCES[self.precision], term=name_of(term) if term else "")
@@ -477,12 +503,13 @@ class Bench:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`totals` of shallow goals."""
         units = [torch.zeros(len(batch["labels"]), dtype=torch.long, device=self.device) for batch in batches]
-        tokens, batches = self._all_tokens(batches, goals)
+        tokens, batches = self._all_tokens(leaves, batches, goals)
         owner = tokens.predicts.div(len(tokens.ids) // tokens.silos, rounding_mode="floor")
         counts = torch.bincount(owner, minlength=tokens.silos)
         scales = torch.tensor([goal.tokens for goal in goals], device=self.device) / counts.clamp(min=1)
         terms = self._shallow(leaves, batches, units, goals, tokens, scales)
-        totals, sums = fast.Totals.apply(self._fast, tokens, owner, terms, list(leaves), *leaves.values())
+        moved = {name: x for name, x in leaves.items() if name != self._bias_name}
+        totals, sums = fast.Totals.apply(self._fast, tokens, owner, terms, list(moved), *moved.values())
         return totals, sums, counts
 
     def _fast_clipped(
@@ -491,40 +518,47 @@ class Bench:
     ) -> ClippedSums:  # fmt: skip
         """`clipped` of shallow goals."""
         assert self._fast is not None
-        tokens, batches = self._all_tokens(batches, goals)
+        tokens, batches = self._all_tokens(leaves, batches, goals)
         scales = torch.tensor([goal.tokens for goal in goals], device=self.device)
         terms = self._shallow(leaves, batches, units, goals, tokens, scales)
-        return self._fast.clipped(leaves, tokens, units, clippings, terms)
+        return self._with_heads(self._fast.clipped(leaves, tokens, units, clippings, terms))
 
     def _shallow(
         self, leaves: Leaves, batches: Sequence[Batch], units: Sequence[Tensor], goals: Sequence[Goal],
         tokens: fast.Tokens, scales: Tensor,
     ) -> Shallow:  # fmt: skip
-        own = {name: x.detach() for name, x in leaves.items() if heads.is_head(name)}
+        own = {name: x.detach() for name, x in leaves.items() if heads.is_head(name) and name != self._bias_name}
         return Shallow(self.model, self._core.model.norm.weight, own, batches, units, goals, tokens, scales)
 
-    def _all_tokens(self, batches: Sequence[Batch], goals: Sequence[Goal]) -> tuple[fast.Tokens, list[Batch]]:
+    def _all_tokens(
+        self, leaves: Leaves, batches: Sequence[Batch], goals: Sequence[Goal]
+    ) -> tuple[fast.Tokens, list[Batch]]:
         """The tokens of all rows, and the batches; a silo whose goal is without cross-entropy has no targets."""
         here = [self._here(batch) for batch in batches]
         silent = [
             batch if goal.tokens else {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
             for batch, goal in zip(here, goals, strict=True)
         ]
-        tokens = self._tokens(self._merged(silent), len(batches), every=True)
+        tokens = self._tokens(self._merged(silent), len(batches), leaves, every=True)
         if tokens is None:
             raise ModelError("batches padded on the right", "another padding", "Make them with `Objective.collate`.")
         return tokens, silent
 
-    def _tokens(self, batch: Batch, silos: int, *, every: bool = False) -> fast.Tokens | None:
-        """The tokens that targets depend on; rows without a target are left out, unless `every` row is asked for."""
+    def _tokens(
+        self, batch: Batch, silos: int, leaves: Leaves | None = None, *, every: bool = False
+    ) -> fast.Tokens | None:
+        """The tokens that targets depend on; rows without a target are left out, unless `every` row is asked for.
+        `leaves`: of which silos' biases are; without, the model's own is.
+        """
+        bias = self._bias(leaves or {})
         ids, labels = batch["input_ids"], batch["labels"]
         positions = torch.arange(ids.numel(), device=self.device).view(*ids.shape, 1)
         where, targets = self.objective.align(positions, labels)
         mask = batch["attention_mask"]
         if every:
-            return fast.lay_out(ids, mask, where[:, 0], targets, silos)
+            return fast.lay_out(ids, mask, where[:, 0], targets, silos, bias)
         mask = mask * (labels[:, 1:] != IGNORED).any(1, keepdim=True)
-        return fast.lay_out(ids, mask, where[:, 0], targets, silos) if len(targets) else None
+        return fast.lay_out(ids, mask, where[:, 0], targets, silos, bias) if len(targets) else None
 
     # ---- batches ----
 

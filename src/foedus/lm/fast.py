@@ -103,12 +103,16 @@ class Tokens:
     spare: Tensor | None  # (K·T, 1) bool: a token that only fills up its silo's T
     predicts: Tensor  # (p,) the token whose state predicts each target
     targets: Tensor  # (p,)
+    bias: Tensor | None = None  # (K, C) what each silo adds to each logit
 
 
-def lay_out(ids: Tensor, mask: Tensor, where: Tensor, targets: Tensor, silos: int) -> Tokens | None:
+def lay_out(
+    ids: Tensor, mask: Tensor, where: Tensor, targets: Tensor, silos: int, bias: Tensor | None = None
+) -> Tokens | None:
     """Tokens of right-padded rows; None when the padding is not on the right.
 
-    `ids`, `mask`: (B, s), B = K · rows a silo. `where`: (p,) flat positions whose states predict `targets`.
+    `ids`, `mask`: (B, s), B = K · rows a silo. `where`: (p,) flat positions whose states predict `targets`. `bias`:
+    (K, C), or one for all silos.
 
     Holes are filled from their own row: attention multiplies them by zero, and zero times another row's NaN is NaN.
     """
@@ -118,7 +122,7 @@ def lay_out(ids: Tensor, mask: Tensor, where: Tensor, targets: Tensor, silos: in
     if bool((there != (torch.arange(length, device=ids.device) < lengths[:, None])).any()):
         return None
     if bool(there.all()):
-        return Tokens(silos, rows, length, ids.reshape(-1), None, None, None, None, where, targets)
+        return Tokens(silos, rows, length, ids.reshape(-1), None, None, None, None, where, targets, bias)
     there = there.reshape(silos, -1)
     counts = there.sum(1)
     width = int(counts.max())
@@ -132,7 +136,7 @@ def lay_out(ids: Tensor, mask: Tensor, where: Tensor, targets: Tensor, silos: in
     hole = ~there.reshape(-1, 1)
     return Tokens(
         silos, rows, length, ids.reshape(-1)[gather], spread, gather, hole,
-        spare.reshape(-1, 1) if bool(spare.any()) else None, spread[where], targets,
+        spare.reshape(-1, 1) if bool(spare.any()) else None, spread[where], targets, bias,
     )  # fmt: skip
 
 
@@ -426,7 +430,7 @@ class Llama:
             ends.append(self.space.at)
         last, inverse = self._normal(x)
         states = last if len(tokens.predicts) == len(last) else last.index_select(0, tokens.predicts)
-        nll, slope, hit = head.forward(states, self.head, None, tokens.targets, gradient=gradient, hits=hits)
+        nll, slope, hit = self._judged(states, tokens, gradient, hits)
         flat = [adapter for layer in adapters for adapter in layer]
         if slope is None:
             return nll, hit, flat
@@ -442,6 +446,20 @@ class Llama:
             self.space.give_back(ends[depth])
             self._backward(self.layers[depth], adapters[depth], g, kept.pop(), tokens, turn, deepest=depth == 0)
         return nll, hit, flat
+
+    def _judged(
+        self, states: Tensor, tokens: Tokens, gradient: bool, hits: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`head.forward` of all silos, each with its own bias where there are some."""
+        if tokens.bias is None:
+            return head.forward(states, self.head, None, tokens.targets, gradient=gradient, hits=hits)
+        owner = tokens.predicts.div(len(tokens.ids) // tokens.silos, rounding_mode="floor")
+        counts = torch.bincount(owner, minlength=tokens.silos).tolist()
+        biases = tokens.bias.to(self.dtype).expand(tokens.silos, -1)
+        own = zip(states.split(counts), biases, tokens.targets.split(counts), strict=True)
+        parts = [head.forward(x, self.head, b, t, gradient=gradient, hits=hits) for x, b, t in own]
+        nll, slope, hit = zip(*parts, strict=True)
+        return torch.cat(nll), torch.cat(slope) if gradient else None, torch.cat(hit) if hits else None
 
     def _forward(
         self, layer: Layer, adapter: Sequence[_Adapter], x: Tensor, tokens: Tokens, turn: Turn, keep: bool

@@ -1,7 +1,9 @@
-"""Small trainable networks on a base's features: they tell topics or domains apart.
+"""What a base is given beside its adapter: small networks on its features, which tell topics or domains apart, and a
+bias of each token's logit.
 
 A head lives inside the model, so its parameters are in `named_parameters()`: they start, travel, are clipped, noised,
-averaged and saved with all others. The model's own forward pass never calls it; a term does (`terms.py`).
+averaged and saved with all others. The model's own forward pass never calls a network; a term does (`terms.py`). The
+bias is part of what the model says, and gets no gradient: an algorithm makes it of what it knows.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from .load import Base
 
 PLACE = "foedus_heads"
+BIAS = "tokens"
+"""The name of the bias among the heads."""
 WEIGHTS = "heads.safetensors"
 
 
@@ -46,6 +50,37 @@ def attach_head(base: Base, name: str, sizes: Sequence[int], seed: int) -> None:
     if not held:
         setattr(core, PLACE, nn.ModuleDict())
     getattr(core, PLACE)[name] = _network(sizes, seed, name).to(device)
+
+
+def attach_bias(base: Base) -> None:
+    """Add a bias of each token's logit, (C,) float32, zero, to a model that predicts tokens. When as `attach_head`;
+    raises `ModelError` for a model that has one, or has no logits of tokens.
+    """
+    core: Any = _core(base.model)
+    output = core.get_output_embeddings()
+    if output is None or BIAS in _held(core):
+        came = "a model that predicts no tokens" if output is None else "one that has it"
+        raise ModelError("a model that predicts tokens, without a bias of them", came, "Leave it out.")
+    if not _held(core):
+        setattr(core, PLACE, nn.ModuleDict())
+    _put_bias(core, TokenBias(output.weight.shape[0]).to(output.weight.device))
+
+
+class TokenBias(nn.Module):
+    """b of logits + b. It moves by no gradient."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(tokens))
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits + self.bias.detach().to(logits.dtype)
+
+
+def _put_bias(core: Any, bias: TokenBias) -> None:
+    """Into the model, and into what it says."""
+    getattr(core, PLACE)[BIAS] = bias
+    core.get_output_embeddings().register_forward_hook(lambda _, __, logits: getattr(core, PLACE)[BIAS](logits))
 
 
 def head(owner: Bench | nn.Module, name: str) -> nn.Module:
@@ -85,15 +120,19 @@ def load_heads(model: nn.Module, folder: Path) -> None:
     if not (folder / WEIGHTS).is_file():
         return
     weights = load_file(folder / WEIGHTS)
-    held = _held(model)
+    core = _core(model)
+    if not _held(core):
+        setattr(core, PLACE, nn.ModuleDict())
+    held = _held(core)
     for name in dict.fromkeys(key.partition(".")[0] for key in weights):
         own = {key.partition(".")[2]: x for key, x in weights.items() if key.partition(".")[0] == name}
-        if name not in held:
+        if name not in held and set(own) == {"bias"}:
+            _put_bias(core, TokenBias(len(own["bias"])).requires_grad_(False))
+        elif name not in held:
             matrices = [x for key, x in own.items() if key.endswith("weight")]
             sizes = (matrices[0].shape[1], *(len(x) for x in matrices))
             held[name] = _network(sizes, 0, name).requires_grad_(False)
         held[name].load_state_dict(own)
-    setattr(_core(model), PLACE, held if isinstance(held, nn.ModuleDict) else nn.ModuleDict(held))
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -75,12 +75,13 @@ class Shallow:
 
     def _seen(self, k: int, states: Tensor) -> Seen:
         batch = self.batches[k]
+        none = batch["labels"].new_zeros(0)
         hidden = _Last(self._padded(k, states * self.weight)[: len(batch["labels"]), : batch["input_ids"].shape[1]])
 
         def run(ids: Tensor) -> Pass:
-            return Pass(hidden, _refuse, _refuse) if ids is batch["input_ids"] else _refuse()
+            return Pass(hidden, none, _refuse, _refuse, _refuse) if ids is batch["input_ids"] else _refuse()
 
-        return Seen(batch, batch["labels"].new_zeros(0), run, lambda name, x: heads.head(self.model, name)(x))
+        return Seen(batch, none, run, lambda name, x: heads.head(self.model, name)(x))
 
     def _padded(self, k: int, states: Tensor) -> Tensor:
         """The T tokens of a silo as (rows, length, width), zero where there is none."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..discriminant import COUNTED, Discriminant
+from ..marginals import Marginals
 from .terms import Seen
 
 
@@ -47,6 +48,18 @@ def topic_rows(seen: Seen, of: Discriminant) -> Tensor:
     row = torch.cat([f, f.new_full((len(f), 1), COUNTED)], 1)
     places = F.one_hot(topics.clamp(min=0), of.topics).to(row) * (topics >= 0).to(row)[:, None]
     return (places[:, :, None] * row[:, None, :]).flatten(1)
+
+
+def token_rows(seen: Seen, of: Marginals) -> Tensor:
+    """How often each token is a target of the row, and how often the model expects it there: (b, 2K), in rooms."""
+    words = torch.as_tensor(of.words, device=seen.batch["labels"].device)
+    return torch.cat([seen.counts(words), seen.expected(words)], 1) / of.room
+
+
+def all_tokens(seen: Seen, tokens: int) -> np.ndarray:
+    """The counts of all tokens in each row, and what the model expects: (2, b, C) float32."""
+    words = torch.arange(tokens, device=seen.batch["labels"].device)
+    return torch.stack([seen.counts(words), seen.expected(words)]).float().cpu().numpy()
 
 
 def covariance(means: np.ndarray, width: int) -> np.ndarray:

@@ -36,13 +36,15 @@ UNSEEN = ("labels", "topics", "rows", "draws")
 class Pass:
     """What one forward pass leaves behind.
 
-    `hidden`: (b, t, p) after each layer, the last after the final norm. `nll` and `entropy`: of each of the p targets,
-    in nats.
+    `hidden`: (b, t, p) after each layer, the last after the final norm. `targets`: (p,). `nll` and `entropy`: of each
+    of them, in nats. `chances`: of K tokens in the place of each, (p, K).
     """
 
     hidden: tuple[Tensor, ...]
+    targets: Tensor
     nll: Callable[[], Tensor]
     entropy: Callable[[], Tensor]
+    chances: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,14 @@ class Seen:
         """(b,): the mean entropy of what is predicted at each row's targets, nats; 0 without targets."""
         return self._per_row(self._pass.entropy())
 
+    def counts(self, words: Tensor) -> Tensor:
+        """(b, K): how often each of K tokens is a target of each row."""
+        return self._sums((self._pass.targets[:, None] == words).float())
+
+    def expected(self, words: Tensor) -> Tensor:
+        """(b, K): how often each of K tokens would be one, as the model predicts them."""
+        return self._sums(self._pass.chances(words))
+
     def head(self, name: str, x: Tensor) -> Tensor:
         """(b, C): what a head says about (b, p) features, with the parameters of this pass."""
         return self.apply(name, x)
@@ -99,9 +109,12 @@ class Seen:
         return self.run(self.batch["input_ids"])
 
     def _per_row(self, x: Tensor) -> Tensor:
-        rows = len(self.batch["labels"])
-        counts = torch.bincount(self.owners, minlength=rows).clamp(min=1)
-        return x.new_zeros(rows).index_add(0, self.owners, x) / counts
+        counts = torch.bincount(self.owners, minlength=len(self.batch["labels"])).clamp(min=1)
+        return self._sums(x) / counts
+
+    def _sums(self, x: Tensor) -> Tensor:
+        """Over the targets of each row."""
+        return x.new_zeros(len(self.batch["labels"]), *x.shape[1:]).index_add(0, self.owners, x)
 
 
 class Term(Protocol):

@@ -7,7 +7,7 @@ gradients and optimizer states stay apart along a leading axis of length K. K = 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -104,11 +104,13 @@ def train(
     pull: float = 0.0,
     goals: Sequence[Goal] | None = None,
     shifts: Sequence[Params] | None = None,
+    still: Collection[str] = (),
 ) -> list[Trained]:
     """Trains every silo from `task.params`, all of them side by side.
 
     `pull`: μ ≥ 0 of FedProx, adds μ (w − w_global) to every gradient. `goals`: what each silo minimises; None:
     `plan.goal`. `shifts`: what is added to each silo's gradients after clipping and noise, such as SCAFFOLD's c − cᵢ.
+    `still`: parameters that no step moves, noise neither; what they become here is not to be sent.
     Silos trained together take equally many steps, and their optimizers have taken equally many before. Raises
     `SiloError` naming the silos whose loss or parameters are no longer finite, and `GuaranteeError` for shifts under
     shares of noise.
@@ -140,6 +142,8 @@ def train(
             _clip(leaves, plan.max_grad_norm)
         for name, x in offsets.items():
             leaves[name].grad.add_(x)
+        for name in still:
+            leaves[name].grad = None
         optimizer.step()
         loss += sums
         targets += counts

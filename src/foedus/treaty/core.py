@@ -77,6 +77,11 @@ class Treaty:
         """Whether the model has a topic head."""
         return self.topics.weight > 0 or (self.algorithm.name == "alignment" and self.alignment.head == "means")
 
+    @property
+    def marginal(self) -> bool:
+        """Whether each token's logit has a bias."""
+        return self.algorithm.name == "alignment" and self.alignment.tokens > 0
+
     def tables(self) -> Tables:
         """Every key that applies and has a value, defaults included: plain TOML values by section and key."""
         facts = Facts(self._sections())

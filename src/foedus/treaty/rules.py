@@ -81,7 +81,14 @@ APPLIES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
         ("privacy.unit", ("example", "author", "silo")),
     ),
     **dict.fromkeys(
-        ("privacy.rate", "privacy.rows", "privacy.clipping", "privacy.shares", "performance.microbatch"),
+        (
+            "alignment.tokens",
+            "privacy.rate",
+            "privacy.rows",
+            "privacy.clipping",
+            "privacy.shares",
+            "performance.microbatch",
+        ),
         ("privacy.unit", ("example", "author")),
     ),
     **dict.fromkeys(("privacy.author_examples", "privacy.sampling"), ("privacy.unit", ("author",))),

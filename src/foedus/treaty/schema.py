@@ -290,6 +290,9 @@ class Alignment(Section):
     head: Literal["learned", "means"] = Field(
         "learned", description='"means": a topic head made of the mean features of each topic, as surveys release them'
     )
+    tokens: Whole = Field(
+        0, description="tokens whose logits get a bias, of how often surveys find and expect them", examples=[4096]
+    )
     attention: Literal["none", "entropy", "rank", "error", "distance"] = Field(
         "none", description="by what a silo weighs in"
     )
@@ -539,6 +542,13 @@ SECTIONS: dict[str, type[Section]] = {
     "performance": Performance,
 }
 
-SILENT = ("data.missing", "topics.weight", "topics.denoise", "alignment.head", "disclosure.attention")
+SILENT = (
+    "data.missing",
+    "topics.weight",
+    "topics.denoise",
+    "alignment.head",
+    "alignment.tokens",
+    "disclosure.attention",
+)
 """Keys whose default adds nothing to what the others ask for: a weight is in every update that is seen. A resolved
 treaty leaves them out while they have it, and so does the digest."""

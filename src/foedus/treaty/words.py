@@ -126,6 +126,8 @@ def _beside_the_update(treaty: Treaty, beside: str) -> list[str]:
     lines = [f"{beside}: the mean embedding of its text, {a.features} numbers a layer, {how}, with its length"]
     if a.head == "means":
         lines.append(f"{beside}: for each topic the mean features of its texts and its share of them, {how}")
+    if treaty.marginal:
+        lines.append(f"{beside}: how often each of {a.tokens} tokens is in its text, and was expected there, {how}")
     if a.target is not None:
         lines.append(f"from {a.target} alone: the same by itself; whatever is made of it goes to all silos")
     if a.attention != "none":
