@@ -120,7 +120,7 @@ def _patterns(what: Sequence[str], author: str, bare: bool) -> Iterable[Rule]:
         yield from (_BARE_ADDRESSES if bare else _ADDRESSES)
     if "names" in what:
         yield from _own_names(author)
-        yield from (_BARE_NAMES if bare else _NAMES)
+        yield from (_bare_names() if bare else _NAMES)
 
 
 def _always(_: re.Match[str]) -> bool:
@@ -158,14 +158,31 @@ def _is_name(match: re.Match[str]) -> bool:
     return words[0] in _first() or (full and words[0] in _PERSONAL and words[-1] not in _ORDINARY)
 
 
-def _is_bare_name(match: re.Match[str]) -> bool:
+@cache
+def _bare_names() -> tuple[Rule, ...]:
     """In lower case a first name that is also a word counts only before a last name."""
-    first, last = match["first"], match["last"]
-    return first in _first() or (first in _PERSONAL and last in _last())
+    full = rf"\b{_any_of(_first() | _PERSONAL)}(?: [a-z])? (?P<last>[a-z]+)\b"
+    alone = rf"\b{_any_of(name for name in _first() if len(name) > 2)}\b"
+    return ("name", re.compile(full), _has_last_name), ("name", re.compile(alone), _always)
 
 
-def _is_bare_full_name(match: re.Match[str]) -> bool:
-    return match["last"] in _last() and _is_bare_name(match)
+def _any_of(words: Iterable[str]) -> str:
+    """A pattern of any of the words, letter by letter, so that a search looks at a few letters and not at all words."""
+    tree: dict[str, dict] = {}
+    for word in sorted(words):
+        at = tree
+        for letter in (*word, ""):
+            at = at.setdefault(letter, {})
+
+    def pattern(at: dict[str, dict]) -> str:
+        longer = "|".join(re.escape(letter) + pattern(below) for letter, below in at.items() if letter)
+        return f"(?:{longer})?" if longer and "" in at else f"(?:{longer})" if longer else ""
+
+    return pattern(tree)
+
+
+def _has_last_name(match: re.Match[str]) -> bool:
+    return match["last"] in _last()
 
 
 def _is_number(match: re.Match[str]) -> bool:
@@ -261,8 +278,4 @@ _NAMES: tuple[Rule, ...] = (
      _is_name),
     ("name", re.compile(r"(?:(?<=\bMr\.\s)|(?<=\bMrs\.\s)|(?<=\bMs\.\s)|(?<=\bDr\.\s))[A-Z][\w'-]+"), _always),
     ("name", re.compile(r"\b[A-Z][a-z]{2,}\b"), _is_name),
-)  # fmt: skip
-_BARE_NAMES: tuple[Rule, ...] = (
-    ("name", re.compile(r"\b(?P<first>[a-z]+)(?: [a-z])? (?P<last>[a-z]+)\b"), _is_bare_full_name),
-    ("name", re.compile(r"\b(?P<first>[a-z]{3,})(?P<last>)\b"), _is_bare_name),
 )  # fmt: skip
