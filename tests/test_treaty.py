@@ -341,7 +341,7 @@ def test_a_silo_is_told_of_its_class_means(least):
 def test_a_silo_is_told_of_its_tokens_and_they_never_leave_without_noise(least):
     more = {**PRIVATE, "server.weighting": "uniform", "disclosure.loss": False, "alignment.tokens": 50}
     counted = method(least, "alignment", **more)
-    said = "how often each of 50 tokens is in its text, and was expected there, from a survey with noise of its own"
+    said = "each of the first 50 tokens is in its text, and was expected there, from a survey with noise of its own"
     assert counted.marginal and said in "\n".join(describe(counted))
     for unit in ({"privacy.unit": "silo", "privacy.rate": None}, dict.fromkeys(PRIVATE)):
         with pytest.raises(TreatyError, match=r"\[alignment\] tokens"):

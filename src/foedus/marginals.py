@@ -5,16 +5,18 @@
 
 Kneser, Peters & Klakow 1997, "Language model adaptation using dynamic marginals"; of classes, logit adjustment (Menon
 et al. 2021, eq. 9). One release of sums does it, no gradient: what silos add are the counts of each text and the
-model's expectation at the same places, for tokens that public text chose. κ is twice the noise, so that a token of
-which nothing is known keeps its logit, and one that the model expects and nobody writes loses what the noise lets see.
+model's expectation at the same places, for the first K of the vocabulary, which has its commonest tokens first. κ is
+twice the noise, so that a token of which nothing is known keeps its logit, and one that the model expects and nobody
+writes loses what the noise lets see.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from .errors import DataError
 from .types import Params
 
 ROOM = 1.5
@@ -29,11 +31,11 @@ RARE = 1e-5
 class Marginals:
     """What makes the bias. All of it is public.
 
-    `words`: (K,) int64, the tokens that are counted, each once. `room`: r > 0, the norm of a row that is one in the
-    release. `tokens`: C, of the model. `name`: the model's name of the bias, (C,).
+    `counted`: K, of the vocabulary's first tokens. `room`: r > 0, the norm of a row that is one in the release.
+    `tokens`: C ≥ K, of the model. `name`: the model's name of the bias, (C,).
     """
 
-    words: np.ndarray = field(repr=False)
+    counted: int
     room: float
     tokens: int
     name: str
@@ -41,7 +43,7 @@ class Marginals:
     @property
     def size(self) -> int:
         """How many numbers a row gives: the count of each token, and what the model expected."""
-        return 2 * len(self.words)
+        return 2 * self.counted
 
     @property
     def still(self) -> Params:
@@ -52,16 +54,16 @@ class Marginals:
         """The bias of `params` after a release, float32. `means`: (2K,) sums or means of rows, whatever they are
         divided by; `std`: of the noise on each of them, ≥ 0.
         """
-        counted, expected = np.maximum(np.asarray(means, np.float64), 0.0).reshape(2, -1)
-        least = max(NOISE * std, RARE * float(counted.sum()), np.finfo(np.float64).tiny)
+        there, expected = np.maximum(np.asarray(means, np.float64), 0.0).reshape(2, -1)
+        least = max(NOISE * std, RARE * float(there.sum()), np.finfo(np.float64).tiny)
         bias = params[self.name].astype(np.float64)
-        bias[self.words] += np.log((counted + least) / (expected + least))
+        bias[: self.counted] += np.log((there + least) / (expected + least))
         return {self.name: bias.astype(np.float32)}
 
 
-def marginals(counts: np.ndarray, expected: np.ndarray, most: int, name: str) -> Marginals:
-    """From (n, C) counts of public texts and what the model expects of them: the `most` tokens that are there most."""
-    both = counts.sum(0) + expected.sum(0)
-    words = np.sort(np.argsort(-both, kind="stable")[:most])
-    norms = np.hypot(*(np.linalg.norm(x[:, words], axis=1) for x in (counts, expected)))
-    return Marginals(words, ROOM * float(np.median(norms[norms > 0])), counts.shape[1], name)
+def marginals(public: np.ndarray, tokens: int, name: str) -> Marginals:
+    """From (n, 2K) rows of public text, of room 1. Raises `DataError` where none of them has a target."""
+    norms = np.linalg.norm(public, axis=1)
+    if not norms.any():
+        raise DataError("public text of two tokens and more", "none", "Name a public text of longer examples.")
+    return Marginals(public.shape[1] // 2, ROOM * float(np.median(norms[norms > 0])), tokens, name)

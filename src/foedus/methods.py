@@ -34,7 +34,7 @@ from .lm.datastore import Lookup
 from .lm.heads import BIAS, attach_bias, attach_head, names, width
 from .lm.load import Base
 from .lm.objectives import Encoded
-from .lm.statistics import all_tokens
+from .lm.statistics import token_rows
 from .lm.terms import Denoise, Goal, Term, Topic
 from .marginals import Marginals, marginals
 from .seeds import derive, generator
@@ -204,15 +204,15 @@ def _discriminant(treaty: Treaty, site: Site) -> Discriminant:
 
 
 def _marginals(treaty: Treaty, site: Site) -> Marginals:
-    """What makes a bias of tokens, by public text and what the model as it starts expects of it."""
+    """What makes a bias of tokens; of public text only how long its rows are under the model as it starts."""
     text, params = site.public(treaty.alignment.public_text or "", PUBLIC_TEXTS), site.bench.start()
     name = names(site.bench.model)[BIAS]["bias"]
+    whole = Marginals(min(treaty.alignment.tokens, len(params[name])), 1.0, len(params[name]), name)
     rows, found = np.unique(text.documents, return_index=True)[1], []
     for some in np.array_split(rows, -(-len(rows) // 16)):
         seen = site.bench.see(params, site.bench.objective.collate(text, some, 0))
-        found.append(all_tokens(seen, len(params[name])))
-    counts, expected = np.concatenate(found, axis=1)
-    return marginals(counts, expected, treaty.alignment.tokens, name)
+        found.append(token_rows(seen, whole).cpu().numpy())
+    return marginals(np.concatenate(found), whole.tokens, name)
 
 
 def _moments(treaty: Treaty, site: Site) -> np.ndarray:

@@ -392,7 +392,7 @@ def biased(silos):
 @pytest.fixture(scope="module")
 def tokens(biased):
     name = names(biased.model)["tokens"]["bias"]
-    return Marginals(np.arange(60), 8.0, len(biased.start()[name]), name)
+    return Marginals(60, 8.0, len(biased.start()[name]), name)
 
 
 def counted(bench, **surveys):
@@ -420,7 +420,7 @@ def test_a_bias_is_made_of_what_surveys_released_and_no_step_moves_it(biased, si
 def test_one_unit_moves_the_sums_of_tokens_by_no_more_than_their_noise_was_made_for(biased, silos, tokens):
     """Clipped by the survey: even a text that says one word over and over."""
     silo = silos["law"]
-    small = Marginals(tokens.words, 0.01, tokens.tokens, tokens.name)  # every row is far out of its room
+    small = Marginals(tokens.counted, 0.01, tokens.tokens, tokens.name)  # every row is far out of its room
     exact = replace(PLAN, goal=Goal())
     statistics = {"tokens": lambda seen: token_rows(seen, small)}
     task = Task(0, "m", biased.start(), tuple(silos), 5)

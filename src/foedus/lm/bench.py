@@ -244,9 +244,9 @@ class Bench:
         """(p,) entropies of the predictions, nats."""
         return torch.cat([-(logs.exp() * logs).sum(-1) for logs in self._logs(said, bias)])
 
-    def _chances(self, said: Tensor, bias: Tensor | None, words: Tensor) -> Tensor:
-        """(p, K) probabilities of K tokens."""
-        return torch.cat([logs[:, words].exp() for logs in self._logs(said, bias)])
+    def _chances(self, said: Tensor, bias: Tensor | None, tokens: int) -> Tensor:
+        """(p, K) probabilities of the vocabulary's first K tokens."""
+        return torch.cat([logs[:, :tokens].exp() for logs in self._logs(said, bias)])
 
     def _bias(self, leaves: Leaves) -> Tensor | None:
         """(K, C) of what each silo adds to each token's logit, or of what the model holds; None where it adds none."""
@@ -297,7 +297,7 @@ class Bench:
         bias = self._bias(leaves)
         return Pass(
             hidden, targets, lambda: self._judged(said, targets, bias)[0], lambda: self._entropy(said, bias),
-            lambda words: self._chances(said, bias, words),
+            lambda tokens: self._chances(said, bias, tokens),
         )  # fmt: skip
 
     # ---- through the model's own code ----

@@ -52,14 +52,7 @@ def topic_rows(seen: Seen, of: Discriminant) -> Tensor:
 
 def token_rows(seen: Seen, of: Marginals) -> Tensor:
     """How often each token is a target of the row, and how often the model expects it there: (b, 2K), in rooms."""
-    words = torch.as_tensor(of.words, device=seen.batch["labels"].device)
-    return torch.cat([seen.counts(words), seen.expected(words)], 1) / of.room
-
-
-def all_tokens(seen: Seen, tokens: int) -> np.ndarray:
-    """The counts of all tokens in each row, and what the model expects: (2, b, C) float32."""
-    words = torch.arange(tokens, device=seen.batch["labels"].device)
-    return torch.stack([seen.counts(words), seen.expected(words)]).float().cpu().numpy()
+    return torch.cat([seen.counts(of.counted), seen.expected(of.counted)], 1) / of.room
 
 
 def covariance(means: np.ndarray, width: int) -> np.ndarray:

@@ -37,14 +37,14 @@ class Pass:
     """What one forward pass leaves behind.
 
     `hidden`: (b, t, p) after each layer, the last after the final norm. `targets`: (p,). `nll` and `entropy`: of each
-    of them, in nats. `chances`: of K tokens in the place of each, (p, K).
+    of them, in nats. `chances`: of the vocabulary's first K tokens in the place of each, (p, K).
     """
 
     hidden: tuple[Tensor, ...]
     targets: Tensor
     nll: Callable[[], Tensor]
     entropy: Callable[[], Tensor]
-    chances: Callable[[Tensor], Tensor]
+    chances: Callable[[int], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,13 +83,14 @@ class Seen:
         """(b,): the mean entropy of what is predicted at each row's targets, nats; 0 without targets."""
         return self._per_row(self._pass.entropy())
 
-    def counts(self, words: Tensor) -> Tensor:
-        """(b, K): how often each of K tokens is a target of each row."""
-        return self._sums((self._pass.targets[:, None] == words).float())
+    def counts(self, tokens: int) -> Tensor:
+        """(b, K): how often each of the vocabulary's first K tokens is a target of each row."""
+        targets = self._pass.targets
+        return self._sums((targets[:, None] == torch.arange(tokens, device=targets.device)).float())
 
-    def expected(self, words: Tensor) -> Tensor:
-        """(b, K): how often each of K tokens would be one, as the model predicts them."""
-        return self._sums(self._pass.chances(words))
+    def expected(self, tokens: int) -> Tensor:
+        """(b, K): how often each of them would be one, as the model predicts them."""
+        return self._sums(self._pass.chances(tokens))
 
     def head(self, name: str, x: Tensor) -> Tensor:
         """(b, C): what a head says about (b, p) features, with the parameters of this pass."""

@@ -291,7 +291,9 @@ class Alignment(Section):
         "learned", description='"means": a topic head made of the mean features of each topic, as surveys release them'
     )
     tokens: Whole = Field(
-        0, description="tokens whose logits get a bias, of how often surveys find and expect them", examples=[4096]
+        0,
+        description="of the vocabulary, the first: a bias by how often surveys find and expect them",
+        examples=[16384],
     )
     attention: Literal["none", "entropy", "rank", "error", "distance"] = Field(
         "none", description="by what a silo weighs in"

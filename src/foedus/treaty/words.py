@@ -127,7 +127,9 @@ def _beside_the_update(treaty: Treaty, beside: str) -> list[str]:
     if a.head == "means":
         lines.append(f"{beside}: for each topic the mean features of its texts and its share of them, {how}")
     if treaty.marginal:
-        lines.append(f"{beside}: how often each of {a.tokens} tokens is in its text, and was expected there, {how}")
+        lines.append(
+            f"{beside}: how often each of the first {a.tokens} tokens is in its text, and was expected there, {how}"
+        )
     if a.target is not None:
         lines.append(f"from {a.target} alone: the same by itself; whatever is made of it goes to all silos")
     if a.attention != "none":
