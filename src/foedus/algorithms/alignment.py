@@ -118,7 +118,7 @@ class Alignment(Averaging):
         return {
             **own,
             **{name: found.mean(name) for name in self._tables},
-            "tokens noise": np.array([found.std("tokens") ** 2 if self.tokens is not None else 0.0]),
+            **({} if self.tokens is None else {"tokens noise": np.array([found.std("tokens") ** 2])}),
             "embedding": past * before["embedding"] + (1 - past) * mean,
             "variance": past**2 * before["variance"] + (1 - past) ** 2 * variance,
             "phi": np.array([self._phi(found)]),
