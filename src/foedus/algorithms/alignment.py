@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -97,7 +98,7 @@ class Alignment(Averaging):
         kept = [self._surveyed(bench, task, silo, memory) for silo, memory in zip(silos, memories, strict=True)]
         others = [{key: x for key, x in memory.items() if key[0] != OWN} for memory in memories]
         goals = [self.local.goal.plus(*self._pull(task, silo, own)) for silo, own in zip(silos, kept, strict=True)]
-        results = train(bench, task, silos, self.local, others, goals=goals, still=self._still)
+        results = train(bench, task, silos, self.local, others, goals=goals, still=self._made)
         kept = [{**own, "weight": self._weight(task, silo, own)} for silo, own in zip(silos, kept, strict=True)]
         return [
             (self._update(task, silo, delta(task, silo, r), own), {**r.memory, **as_part(OWN, own)})
@@ -196,7 +197,7 @@ class Alignment(Averaging):
     def _update(self, task: Task, silo: Silo, update: Update, own: Params) -> Update:
         """The update as its parts of the sums."""
         w = own["weight"]
-        sent = {key: x for key, x in update.tensors.items() if key[0] != "delta" or key[1] not in self._still}
+        sent = {key: x for key, x in update.tensors.items() if key[0] != "delta" or key[1] not in self._made}
         tensors = {key: x * w.astype(x.dtype) if key[0] == "delta" else x for key, x in sent.items()}
         beside: dict[Key, np.ndarray] = {("attention", "weight"): w, ("attention", "square"): w * w}
         if task.round % self.every == 0:
@@ -229,9 +230,13 @@ class Alignment(Averaging):
         found = {"topics": self.topics, "tokens": self.tokens}
         return {name: of.size for name, of in found.items() if of is not None}
 
-    @property
+    @cached_property
+    def _made(self) -> frozenset[str]:
+        """The parameters that are made of what surveys find, and so have no delta."""
+        return frozenset(self._still())
+
     def _still(self) -> Params:
-        """No step of the parameters that are made of what surveys find, and so have no delta."""
+        """No step of them."""
         return {name: x for of in (self.topics, self.tokens) if of is not None for name, x in of.still.items()}
 
     @property
@@ -245,7 +250,7 @@ class Alignment(Averaging):
         wide = (self._width,)
         single = [("attention", name) for name in ("weight", "square")]
         single += [("embedding", name) for name in ("count", "noise", "square")]
-        learned = {name: shape for name, shape in shapes.items() if name not in self._still}
+        learned = {name: shape for name, shape in shapes.items() if name not in self._made}
         out = {**super().parts(learned), ("embedding", "mean"): wide, **dict.fromkeys(single, (1,))}
         out |= {(name, "mean"): (size,) for name, size in self._tables.items()}
         if self.tokens is not None:
@@ -255,7 +260,7 @@ class Alignment(Averaging):
     def direction(self, mean: Tree) -> Params:
         """Σ wᵢ Δᵢ / Σ wᵢ. Where the sum of weights was noised it counts as no less than it can be."""
         weight = max(float(mean["attention", "weight"][0]) / self.scale, self.attention.least())
-        return {name: x / weight for name, x in part(mean, "delta").items()} | self._still
+        return {name: x / weight for name, x in part(mean, "delta").items()} | self._still()
 
     def finish(self, extra: Tree, mean: Tree) -> Tree:
         w, square = (float(mean["attention", name][0]) / self.scale for name in ("weight", "square"))
@@ -300,7 +305,7 @@ class Alignment(Averaging):
         done = int(extra.get((OWN, "rounds"), np.zeros(1))[0]) + 1
         keep = (self.average - self.average**done) / (1 - self.average**done)  # 0 at first: no start to forget
         past = part(extra, "average") or params
-        mean = {name: keep * past[name] + (1 - keep) * x for name, x in params.items() if name not in self._still}
+        mean = {name: keep * past[name] + (1 - keep) * x for name, x in params.items() if name not in self._made}
         kept = dict(extra) | as_part("average", mean) | {(OWN, "rounds"): np.array([done])}
         return ({**params, **mean} if done == self.rounds else params), kept
 
