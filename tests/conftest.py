@@ -21,6 +21,14 @@ WORDS = {
 }
 
 
+LONG = ("test_crash.py", "test_chaos.py", "test_secure_processes.py", "test_parity.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: whole files are dealt to processes, and the last one keeps the others waiting."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Tiny models are quickest on one thread, and their results then do not depend on the machine's cores."""
