@@ -34,6 +34,7 @@ from foedus.privacy.plan import PrivacyPlan, Terms, make_plan
 from foedus.server import Full, Sgd, WeightedMean
 from foedus.silo import Handler, LocalPlan, Silo, Units
 from foedus.silo.survey import Surveyed, survey
+from foedus.silo.train import train
 from foedus.stages import Weigh, chain
 from foedus.treaty import from_dict
 from foedus.types import Params, Release, State, Task, Update
@@ -415,6 +416,14 @@ def test_a_bias_is_made_of_what_surveys_released_and_no_step_moves_it(biased, si
     expected = tokens.moved(biased.start(), np.mean([x["tokens"] for x in own], 0), std)
     np.testing.assert_allclose(one.params[tokens.name], expected[tokens.name], rtol=1e-4, atol=1e-5)
     assert one.params[tokens.name].any() and np.array_equal(one.params[tokens.name], end.params[tokens.name])
+
+
+def test_what_stands_still_is_moved_by_no_noise_of_a_step(biased, silos, tokens):
+    task = Task(0, "m", biased.start(), tuple(silos), 5)
+    for still in ((), (tokens.name,)):
+        (found,) = train(biased, task, [silos["law"]], counted(biased), [{}], still=still)
+        moved = {name for name, x in found.params.items() if not np.array_equal(x, task.params[name])}
+        assert moved == task.params.keys() - set(still)
 
 
 def test_one_unit_moves_the_sums_of_tokens_by_no_more_than_their_noise_was_made_for(biased, silos, tokens):
