@@ -10,6 +10,7 @@ from foedus.algorithms.alignment import survey_parts
 from foedus.errors import DataError, ModelError
 from foedus.lm.adapters import Frozen, LoRA, attach, load_adapter, load_params, params_of, save_adapter
 from foedus.lm.bench import Bench
+from foedus.lm.clipping import Clipping
 from foedus.lm.heads import BIAS, attach_bias, attach_head, head, is_head, names, width
 from foedus.lm.load import load_base
 from foedus.lm.objectives import make_objective
@@ -131,8 +132,6 @@ def test_every_way_through_the_model_says_what_logits_plus_bias_say(family):
 
 
 def test_silos_with_biases_of_their_own_in_one_pass_are_as_one_by_one():
-    from foedus.lm.clipping import Clipping
-
     bench, batches = bench_of(), [make_batch("causal-lm", 3, 9, i) for i in range(2)]
     params = [some(bench, 1), some(bench, 2)]
     units = [torch.arange(3)] * 2
@@ -149,8 +148,6 @@ def test_silos_with_biases_of_their_own_in_one_pass_are_as_one_by_one():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_terms_are_clipped_beside_a_bias_and_it_has_no_gradient(family):
-    from foedus.lm.clipping import Clipping
-
     bench, batch = bench_of(family), make_batch("causal-lm", 3, 9, 0)
     batch = {**batch, "topics": torch.tensor([0, 1, -1])}
     found = bench.clipped(

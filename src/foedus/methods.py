@@ -82,7 +82,7 @@ def known_labels(treaty: Treaty, found: Collection[str]) -> tuple[str, ...]:
 
 
 def put_heads(treaty: Treaty, base: Base, topics: tuple[str, ...], silos: tuple[str, ...]) -> None:
-    """The small networks that the goal and the algorithm need, on a base that has its adapter."""
+    """The small networks and the bias that the goal and the algorithm need, on a base that has its adapter."""
     if treaty.headed:
         attach_head(base, TOPICS, (width(base), len(topics)), treaty.seed)
     if treaty.marginal:
