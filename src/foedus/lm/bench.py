@@ -87,8 +87,8 @@ class Bench:
 
     @cached_property
     def stacks(self) -> bool:
-        """Whether `losses` takes several silos as one batch: every trainable parameter has a rule, nothing is random, and
-        no silo has a bias of tokens to itself."""
+        """Whether `losses` takes several silos as one batch: every trainable parameter has a rule, nothing is random,
+        and no silo has a bias of tokens to itself."""
         return not self._dropouts and not self._bias_name and (self._fast is not None or self._has_rules())
 
     def start(self) -> dict[str, np.ndarray]:
