@@ -19,6 +19,7 @@ from .test_parties import ENCRYPTED, EXAMPLE, MASKED, METHODS, OPEN, PUBLIC, SHA
 
 ALIKE = {"cohort.minimum": 3, "split.test": 0.0, "evaluation.baselines": []}
 MEANS = {"topics.weight": 0.0, "alignment.attention": "entropy", "alignment.head": "means"}
+TOKENS = {"alignment.tokens": 60}
 ALGORITHMS = {
     **{name: {"algorithm.name": name, **more} for name, more in METHODS.items()},
     "alignment with class means": {"algorithm.name": "alignment", **METHODS["alignment"], **MEANS},
@@ -31,6 +32,7 @@ STAGES = {
     "a clip norm that follows behind masks": {**MASKED, **SILO, "privacy.quantile": 0.5},
     "shares of noise behind masks": {**MASKED, **SILO, **SHARED},
     "shares of a step's noise behind masks": {**MASKED, **EXAMPLE, **SHARED},
+    "a bias of tokens behind masks": {**ALGORITHMS["alignment with class means"], **EXAMPLE, **MASKED, **TOKENS},
 }
 
 
