@@ -284,8 +284,13 @@ def unclipped(monkeypatch) -> None:
 
 
 def clip_of_the_sum_of_a_survey(monkeypatch) -> None:
-    right = surveys._clipped
-    monkeypatch.setattr(surveys, "_clipped", lambda x: right(x.sum(0, keepdims=True)))
+    right, clip = surveys._sums, surveys._clipped
+
+    def sums(*a):
+        return {part: x if part == "count" else clip(x) for part, x in right(*a).items()}
+
+    monkeypatch.setattr(surveys, "_clipped", lambda x: x)
+    monkeypatch.setattr(surveys, "_sums", sums)
 
 
 def beside_the_row_before(monkeypatch) -> None:

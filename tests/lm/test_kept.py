@@ -120,6 +120,31 @@ def test_not_even_rounding_depends_on_the_company_a_row_is_read_in(tmp_path):
     assert all(torch.equal(a[x.places[row]], b[y.places[row]]) for row in range(3))
 
 
+def test_where_company_changes_a_bit_rows_go_one_by_one(tmp_path, monkeypatch):
+    bench, encoded = prepared(tmp_path / "alone")
+    right, seen = room.States._through, []
+
+    def rounding_by_company(self, rows):
+        seen.append(len(rows))
+        return right(self, rows) + (len(rows) - 1)
+
+    monkeypatch.setattr(room.States, "_through", rounding_by_company)
+    states, rows = bench.objective.states, np.stack([np.arange(4), np.arange(1, 5)])
+    assert torch.equal(states._states(rows), torch.cat([right(states, row[None]) for row in rows]))
+    assert seen == [2, 1, 1, 1]
+
+
+def test_rows_of_one_length_go_through_the_blocks_together(tmp_path, monkeypatch):
+    bench, encoded = prepared(tmp_path)
+    right, seen = room.States._through, []
+    monkeypatch.setattr(room.States, "_through", lambda self, rows: seen.append(rows.shape) or right(self, rows))
+    bench.objective.ready(encoded, range(len(encoded)))
+    assert max(rows for rows, _ in seen) > 1
+    seen.clear()
+    bench.objective.collate(encoded, range(len(encoded)), 0)
+    assert not seen
+
+
 def test_rows_of_the_same_tokens_share_a_place_and_others_do_not(tmp_path):
     bench, encoded = prepared(tmp_path)
     again = bench.objective.encode(

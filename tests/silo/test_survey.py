@@ -47,6 +47,9 @@ class Rows:
     def objective(self):
         return self
 
+    def ready(self, data, rows):
+        pass
+
     def collate(self, data, rows, seed):
         self.sizes.append(len(rows))
         return {"rows": np.asarray(rows)}

@@ -43,6 +43,11 @@ def test_a_curve_of_shift_makes_no_cell(planned):
     assert not [use for use in planned.uses if use.part == ("curve", "shift")]
 
 
+def test_far_text_is_read_by_those_that_a_curve_of_shift_shows_alone(planned):
+    far = {cell.key for cell in planned.cells if cell.told({"far": "notes.jsonl"})["far"]}
+    assert far == {use.cell for use in planned.uses if use.part == ("table",) and use.row in ("new", "prox")}
+
+
 def test_a_combination_that_is_no_treaty_is_told_before_anything_runs(tmp_path):
     text = STUDY.replace('"local.lr" = 0.02', '"local.lrr" = 0.02').replace('"local.lr" = 0.04', '"local.lr" = -1')
     file = write_study(tmp_path, text)

@@ -230,6 +230,9 @@ class _Blank:
     def objective(self) -> _Blank:
         return self
 
+    def ready(self, data: Any, rows: np.ndarray) -> None:
+        pass
+
     def collate(self, data: Any, rows: np.ndarray, seed: int) -> int:
         return len(rows)
 

@@ -191,6 +191,15 @@ class Bench:
         nll, hits = self._predict(leaves, batch, 1, hits=True)
         return _per_row(self._owners(batch), len(batch["labels"]), nll, hits)
 
+    def logs(self, states: Tensor) -> Tensor:
+        """(p, C) float32 log-probabilities of what follows (p, d) last states, by the model's own output head."""
+        self._prepare()
+        if self._head is None:
+            logits: Tensor = self._core.get_output_embeddings()(states)
+        else:
+            logits = F.linear(states.to(self._head[0].dtype), *self._head)
+        return logits.float().log_softmax(-1)
+
     def _together(self, leaves: Leaves, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """One pass for K silos."""
         silos = len(batches)
@@ -234,19 +243,20 @@ class Bench:
             return nll, hit
         return head.cross_entropy(said, weight, bias, targets), None
 
-    def _logs(self, said: Tensor, bias: Tensor | None) -> Iterator[Tensor]:
-        """The log-probabilities of all tokens, (≤ 128, C) float32 at a time."""
+    def _logits(self, said: Tensor, bias: Tensor | None) -> Iterator[Tensor]:
+        """Of all tokens, (≤ 128, C) float32 at a time."""
         for states in said.split(128):
             logits = states if self._head is None else F.linear(states.to(self._head[0].dtype), *self._ends(bias))
-            yield logits.float().log_softmax(-1)
+            yield logits.float()
 
     def _entropy(self, said: Tensor, bias: Tensor | None) -> Tensor:
         """(p,) entropies of the predictions, nats."""
-        return torch.cat([-(logs.exp() * logs).sum(-1) for logs in self._logs(said, bias)])
+        logs = (logits.log_softmax(-1) for logits in self._logits(said, bias))
+        return torch.cat([-(x.exp() * x).sum(-1) for x in logs])
 
-    def _chances(self, said: Tensor, bias: Tensor | None, tokens: int) -> Tensor:
-        """(p, K) probabilities of the vocabulary's first K tokens."""
-        return torch.cat([logs[:, :tokens].exp() for logs in self._logs(said, bias)])
+    def _chances(self, said: Tensor, bias: Tensor | None, tokens: int) -> Iterator[Tensor]:
+        """Probabilities of the vocabulary's first K tokens, (≤ 128, K) at a time."""
+        return (logits.softmax(-1)[:, :tokens] for logits in self._logits(said, bias))
 
     def _bias(self, leaves: Leaves) -> Tensor | None:
         """(K, C) of what each silo adds to each token's logit, or of what the model holds; None where it adds none."""

@@ -210,7 +210,7 @@ class Reader:
         distances, tokens = (
             torch.from_numpy(x).to(keys.device) for x in store.search(keys.cpu().numpy(), self.lookup.neighbours)
         )
-        logp = _core(self.bench).get_output_embeddings()(states).float().log_softmax(-1)
+        logp = self.bench.logs(states)
         peak, best = logp.max(-1)
         entropy = -(logp.exp() * logp).sum(-1) / math.log(logp.shape[-1])
         about = [_of_neighbours(distances, tokens, self.lookup), entropy[:, None], peak.exp()[:, None]]

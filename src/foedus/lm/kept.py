@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ from .objectives import Encoded, Objective, Ragged
 
 CAPACITY = 1 << 23
 """Tokens in a table. The file is sparse: room that is not used takes none on the disk."""
+FORMAT = 2
+"""Of the files: another one is another folder. In the first, rotary frequencies were rounded to bfloat16."""
+TOGETHER = 16
+"""Rows of one length that go through the blocks at once, which takes half the time of one by one."""
 LONE = 512
 """The first places of a table are for the states of so many single tokens, for trials that know no text."""
 ENTRY = np.dtype([("key", "S16"), ("place", "<i8"), ("length", "<i8")])
@@ -48,9 +53,12 @@ class KeptObjective(Objective):
         encoded = super().encode(examples, tokenizer)
         return replace(encoded, places=self.states.places(encoded.inputs))
 
-    def collate(self, encoded: Encoded, rows: Sequence[int], generator_seed: int) -> dict[str, Tensor]:
+    def ready(self, encoded: Encoded, rows: Sequence[int]) -> None:
         assert self.states is not None and encoded.places is not None
         self.states.fill({int(encoded.places[row][0]): encoded.inputs[row] for row in rows})
+
+    def collate(self, encoded: Encoded, rows: Sequence[int], generator_seed: int) -> dict[str, Tensor]:
+        self.ready(encoded, rows)
         return super().collate(encoded, rows, generator_seed)
 
 
@@ -62,6 +70,7 @@ class States:
     def __init__(self, folder: Path, prefix: nn.Module, width: int) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # as private as the text
         self.folder, self.prefix = folder, prefix
+        self._company = dict[tuple[int, int], bool]()
         self.lone = min(LONE, prefix.get_input_embeddings().num_embeddings)
         states, filled = folder / "states.bf16", folder / "filled"
         with FileLock(str(folder / "lock")):
@@ -87,13 +96,18 @@ class States:
         return Ragged(places.astype(np.int32), rows.bounds)
 
     def fill(self, rows: Mapping[int, np.ndarray]) -> None:
-        """Computes what is not there yet. `rows`: place → tokens. Each row goes through the blocks by itself, so that
-        not even rounding depends on the company it is read in; two processes that do it at once write the same.
+        """Computes what is not there yet. `rows`: place → tokens. Not even rounding depends on the company that a row
+        is read in; two processes that do it at once write the same.
         """
-        for place, row in rows.items():
-            if not self.filled[place]:
-                self.table[place : place + len(row)] = self._states(row)
-                self.filled[place] = 1
+        missing = sorted((place for place in rows if not self.filled[place]), key=lambda place: len(rows[place]))
+        for length, alike in groupby(missing, key=lambda place: len(rows[place])):
+            places = list(alike)
+            while places:
+                count = min(TOGETHER, 1 << len(places).bit_length() - 1)
+                now, places = places[:count], places[count:]
+                for place, states in zip(now, self._states(np.stack([rows[place] for place in now])), strict=True):
+                    self.table[place : place + length] = states
+                    self.filled[place] = 1
 
     def _index(self) -> dict[bytes, tuple[int, int]]:
         """Key → (place, length). A last entry torn by a crash is not there."""
@@ -118,11 +132,21 @@ class States:
             file.write(np.array(entries, ENTRY).tobytes())
         return dict(zip(missing, places, strict=True))
 
+    def _states(self, rows: np.ndarray) -> Tensor:
+        """(rows, tokens, width): what the frozen blocks make of rows of one length. One by one where a row of such
+        company was seen to come out otherwise than alone, be it in the last bit: how a processor adds is its own.
+        """
+        if rows.shape not in self._company:
+            last = self._through(rows)[-1]
+            self._company[rows.shape] = len(rows) == 1 or torch.equal(last, self._through(rows[-1:])[0])
+        if self._company[rows.shape]:
+            return self._through(rows)
+        return torch.cat([self._through(row[None]) for row in rows])
+
     @torch.no_grad()
-    def _states(self, row: np.ndarray) -> Tensor:
-        """(tokens, width): what the frozen blocks make of one row."""
-        ids = torch.from_numpy(row.astype(np.int64))[None]
-        return self.prefix(input_ids=ids, use_cache=False).last_hidden_state[0].to(torch.bfloat16)
+    def _through(self, rows: np.ndarray) -> Tensor:
+        ids = torch.from_numpy(rows.astype(np.int64))
+        return self.prefix(input_ids=ids, use_cache=False).last_hidden_state.to(torch.bfloat16)
 
 
 def keep(base: Base, objective: Objective, folder: Path, last: int | None = None) -> Objective:
@@ -137,11 +161,12 @@ def keep(base: Base, objective: Objective, folder: Path, last: int | None = None
     first = _first_trained(base, core, objective, last or 1)
     _check(base)
     model = core.model
-    prefix = type(model)(_with_layers(model.config, first)).to(torch.bfloat16).eval()
-    wanted = {name: x for name, x in model.state_dict().items() if name in prefix.state_dict()}
-    prefix.load_state_dict(wanted, strict=False)
-    prefix.norm = nn.Identity()
-    states = States(folder / f"{base.digest[:16]}-{first}", prefix, model.config.hidden_size)
+    with torch.device("meta"):
+        prefix = type(model)(_with_layers(model.config, first)).eval()
+    prefix.norm, prefix.rotary_emb = nn.Identity(), model.rotary_emb
+    wanted = {name: x.to(torch.bfloat16) for name, x in model.state_dict().items() if name in prefix.state_dict()}
+    prefix.load_state_dict(wanted, assign=True)
+    states = States(folder / f"{base.digest[:16]}-{first}-{FORMAT}", prefix, model.config.hidden_size)
     model.layers = _Tail(list(model.layers)[first:], first)
     model.embed_tokens = nn.Embedding.from_pretrained(states.table, freeze=True)
     model.embed_tokens.register_forward_hook(lambda module, ids, out: out.float())

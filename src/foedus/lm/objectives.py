@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import numpy as np
 import pyarrow as pa
@@ -164,6 +164,9 @@ class Objective:
             came = f"columns {', '.join(examples.column_names) or 'none'}"
             raise DataError('a column "label" for topics', came, "Name it as data.label in the treaty.")
         return np.array([place.get(label, -1) for label in _strings(examples, "label")], np.int64)
+
+    def ready(self, encoded: Encoded, rows: Sequence[int]) -> None:
+        """Does now, for all of these rows at once, what `collate` would else do for a few at a time: nothing here."""
 
     def collate(self, encoded: Encoded, rows: Sequence[int], generator_seed: int) -> dict[str, torch.Tensor]:
         """A batch of these rows: `input_ids` and `attention_mask` (b, t), `labels` (b, t) or (b,), all int64.
@@ -371,7 +374,7 @@ def _causal(objective: Objective, columns: _Columns, tokenizer: PreTrainedTokeni
         answer = tokens + end
         prompt = asked.tokens[doc][-max(width - len(answer), 1) :] if prompts else []
         body, skip = prompt + answer, len(prompt)
-        for start, target, stop in _windows(skip, len(body), width, bool(before)):
+        for start, target, stop in islice(_windows(skip, len(body), width, bool(before)), objective.windows):
             size = said.bytes(doc, target - skip if start else 0, stop - skip)
             rows.add(before + body[start:stop], (), len(before) + target - start, stop - target, size, doc)
     return rows.encoded(columns, _words(tokenizer, before, []))

@@ -10,7 +10,7 @@ Read `Goal`, then `Seen`, then any of the terms.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -37,14 +37,14 @@ class Pass:
     """What one forward pass leaves behind.
 
     `hidden`: (b, t, p) after each layer, the last after the final norm. `targets`: (p,). `nll` and `entropy`: of each
-    of them, in nats. `chances`: of the vocabulary's first K tokens in the place of each, (p, K).
+    of them, in nats. `chances`: of the vocabulary's first K tokens in the place of each, (≤ 128, K) at a time.
     """
 
     hidden: tuple[Tensor, ...]
     targets: Tensor
     nll: Callable[[], Tensor]
     entropy: Callable[[], Tensor]
-    chances: Callable[[int], Tensor]
+    chances: Callable[[int], Iterator[Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +85,17 @@ class Seen:
 
     def counts(self, tokens: int) -> Tensor:
         """(b, K): how often each of the vocabulary's first K tokens is a target of each row."""
-        targets = self._pass.targets
-        return self._sums((targets[:, None] == torch.arange(tokens, device=targets.device)).float())
+        targets, rows = self._pass.targets, len(self.batch["labels"])
+        places = (self.owners * tokens + targets)[targets < tokens]
+        return torch.bincount(places, minlength=rows * tokens).view(rows, tokens).float()
 
     def expected(self, tokens: int) -> Tensor:
         """(b, K): how often each of them would be one, as the model predicts them."""
-        return self._sums(self._pass.chances(tokens))
+        out, at = torch.zeros(len(self.batch["labels"]), tokens, device=self.owners.device), 0
+        for found in self._pass.chances(tokens):
+            out.index_add_(0, self.owners[at : at + len(found)], found)
+            at += len(found)
+        return out
 
     def head(self, name: str, x: Tensor) -> Tensor:
         """(b, C): what a head says about (b, p) features, with the parameters of this pass."""

@@ -113,38 +113,46 @@ def _sums(
     bench: Bench, task: Task, silo: Silo, units: Sequence[np.ndarray], most: int, seed: int,
     statistics: Mapping[str, Statistic],
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """The exact sums of clipped vectors, whatever is done with them. `units`: the rows of each."""
-    owners = np.repeat(np.arange(len(units)), [len(rows) for rows in units])
-    means: dict[str, np.ndarray] = {}
-    for rows, of in _passes(silo, units, owners, most):
-        seen = bench.see(task.params, bench.objective.collate(silo.splits["train"], rows, seed))
-        for part, statistic in statistics.items():
-            found = _numbers(part, statistic(seen), len(rows), means.get(part))
-            with np.errstate(over="ignore", invalid="ignore"):
-                np.add.at(means.setdefault(part, np.zeros((len(units), found.shape[1]))), of, found)
-    sizes = np.bincount(owners, minlength=len(units))[:, None]
-    return {COUNT: np.array([float(len(units))])} | {part: _clipped(x / sizes).sum(0) for part, x in means.items()}
+    """The exact sums of clipped vectors, whatever is done with them. `units`: the rows of each. Vectors are wide and
+    units many, so that a unit's is held only until its last row was seen.
+    """
+    sums: dict[str, np.ndarray] = {}
+    begun: dict[tuple[str, int], np.ndarray] = {}
+    left = [len(rows) for rows in units]
+    data, passes = silo.splits["train"], list(_passes(silo, units, most))
+    bench.objective.ready(data, np.concatenate([rows for rows, _ in passes]))
+    for rows, owners in passes:
+        seen = bench.see(task.params, bench.objective.collate(data, rows, seed))
+        found = {part: _numbers(part, x(seen), len(rows), sums.get(part)) for part, x in statistics.items()}
+        for part, x in found.items():
+            sums.setdefault(part, np.zeros(x.shape[1]))
+        for row, unit in enumerate(owners):
+            left[unit] -= 1
+            for part, x in found.items():
+                with np.errstate(over="ignore", invalid="ignore"):
+                    begun[part, unit] = begun.get((part, unit), 0.0) + x[row]
+                if not left[unit]:
+                    sums[part] += _clipped(begun.pop((part, unit)) / len(units[unit]))
+    return {COUNT: np.array([float(len(units))])} | sums
 
 
-def _passes(
-    silo: Silo, units: Sequence[np.ndarray], owners: np.ndarray, most: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows, whose they are) of at most `most` rows, of like length. Where there is no unit: a row that is nobody's, of
-    which only the widths are learned.
+def _passes(silo: Silo, units: Sequence[np.ndarray], most: int) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """(rows, whose they are) of at most `most` rows, unit by unit, those of like length together. Where there is no
+    unit: a row that is nobody's, of which only the widths are learned.
     """
     if not len(units):
-        yield np.zeros(1, np.int64), owners
+        yield np.zeros(1, np.int64), []
         return
-    rows = np.concatenate(units)
-    order = np.argsort(-np.diff(silo.splits["train"].inputs.bounds)[rows], kind="stable")
-    for at in range(0, len(order), most):
-        now = order[at : at + most]
-        yield rows[now], owners[now]
+    lengths = np.diff(silo.splits["train"].inputs.bounds)
+    order = sorted(range(len(units)), key=lambda unit: -lengths[units[unit]].max())
+    rows, owners = np.concatenate([units[unit] for unit in order]), [unit for unit in order for _ in units[unit]]
+    for at in range(0, len(rows), most):
+        yield rows[at : at + most], owners[at : at + most]
 
 
 def _numbers(part: str, found: torch.Tensor, rows: int, before: np.ndarray | None) -> np.ndarray:
     """A statistic as (rows, m) float64. What is said of a wrong one has no number that the data decide."""
-    if found.dim() != 2 or len(found) != rows or (before is not None and before.shape[1] != found.shape[1]):
+    if found.dim() != 2 or len(found) != rows or (before is not None and len(before) != found.shape[1]):
         raise GuaranteeError(
             f"of the statistic {part!r} one vector for each row, always of one length",
             f"{found.dim()} dimension(s), or another number of rows or of columns",
@@ -153,8 +161,8 @@ def _numbers(part: str, found: torch.Tensor, rows: int, before: np.ndarray | Non
     return found.detach().double().cpu().numpy()
 
 
-def _clipped(vectors: np.ndarray) -> np.ndarray:
-    """(units, m): each row scaled down to an L2 norm of 1 where it is longer; zero where its norm is not finite."""
+def _clipped(vector: np.ndarray) -> np.ndarray:
+    """(m,): scaled down to an L2 norm of 1 where it is longer; zeros where its norm is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.where(np.isfinite(norms), vectors / np.maximum(norms, 1.0), 0.0)
+        norm = np.linalg.norm(vector)
+        return vector / max(norm, 1.0) if np.isfinite(norm) else np.zeros_like(vector)

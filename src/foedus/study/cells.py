@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,23 @@ TABLE, CURVE, ABLATION = "table", "curve", "ablation"
 
 @dataclass(frozen=True)
 class Cell:
-    """One run to be made and measured. `name`: for readers, of its first use; `digest`: of its treaty."""
+    """One run to be made and measured. `name`: for readers, of its first use; `digest`: of its treaty; `far`: whether a
+    curve over shift shows it.
+    """
 
     name: str
     digest: str
     treaty: Treaty
+    far: bool = False
 
     @property
     def key(self) -> str:
         """Its folder's name: the beginning of its treaty's digest, so that equal treaties share a run."""
         return self.digest[:SHORT]
+
+    def told(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What `measure` is told for it, of what the study says."""
+        return settings if self.far else {**settings, "far": None}
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,9 @@ def plan(study: Study, file: Path) -> Plan:
         uses.append(Use(part, row, column, seed, kept.key))
     if problems:
         raise Mistakes(problems)
-    return Plan(tuple(cells.values()), tuple(uses))
+    shown = {key for curve in study.curve if curve.source == "shift" for key in curve.methods}
+    far = {use.cell for use in uses if use.part == (TABLE,) and use.row in shown}
+    return Plan(tuple(replace(cell, far=cell.key in far) for cell in cells.values()), tuple(uses))
 
 
 Wanted = tuple[tuple[str, ...], str, int, int, str, dict[str, Any]]
@@ -127,5 +136,5 @@ def _said(error: FoedusError, where: str) -> Iterator[Problem]:
 
 
 def settings(study: Study) -> Mapping[str, Any]:
-    """What `measure` is told, for every cell alike; a cell that was measured otherwise is measured anew."""
+    """What a study says to `measure`, see `Cell.told`; a cell that was measured otherwise is measured anew."""
     return {"split": study.study.split, **study.measure.model_dump(mode="json")}

@@ -99,7 +99,7 @@ class Conduct:
             yield Progress("cell", event, total, done, running, len(failed), left)
 
     def _write(self, folder: RunFolder, told: Mapping[str, Any], failed: Mapping[str, str]) -> None:
-        cells = {cell.key: kept(place_of(self.out, cell), told) for cell in self.plan.cells}
+        cells = {cell.key: kept(place_of(self.out, cell), cell.told(told)) for cell in self.plan.cells}
         done = {key: measures for key, measures in cells.items() if measures is not None}
         about = {
             "command": self.command, **commit(Path(__file__).parent), "jobs": self.jobs,

@@ -58,7 +58,7 @@ def carry_out(
     """
     todo = []
     for cell in cells:
-        if measures := kept(place_of(out, cell), settings):
+        if measures := kept(place_of(out, cell), cell.told(settings)):
             yield Event("kept", cell, float(measures.get("wall") or 0.0), measures=measures)
         else:
             todo.append(cell)
@@ -88,7 +88,7 @@ def _ended(cell: Cell, future: Future[float], out: Path, settings: Settings) -> 
     error = future.exception()
     if error is not None and not isinstance(error, Exception):
         raise error
-    measures = kept(place_of(out, cell), settings)
+    measures = kept(place_of(out, cell), cell.told(settings))
     if error is not None or measures is None:
         why = f"{type(error).__name__}: {error}" if error else "RunError: it ended without measures"
         return Event("failed", cell, error=why[-LONGEST:])
@@ -131,7 +131,7 @@ class Launcher:
     def __call__(self, cell: Cell, place: Path) -> None:
         """Raises `RunError` with the last line of the log when the cell fails."""
         wanted = {
-            "name": cell.name, "treaty": cell.treaty.resolved(), "settings": dict(self.settings),
+            "name": cell.name, "treaty": cell.treaty.resolved(), "settings": dict(cell.told(self.settings)),
             "origin": os.path.relpath(cell.treaty.folder or Path(), place),
         }  # fmt: skip
         write_whole(place / CELL, json.dumps(wanted, indent=2, ensure_ascii=False).encode())
