@@ -48,10 +48,15 @@ def said(head, x):
     return x @ head["w"].T.astype(float) + head["b"]
 
 
+def made(of: Discriminant, rows):
+    """The head of these rows' sums."""
+    return of.head(of.centres(rows.double().sum(0).numpy()))
+
+
 def test_without_noise_or_clip_it_decides_as_fishers_discriminant(texts):
     public, x, topics = texts
     of = far(discriminant(public, TOPICS, NAMES))
-    head = of.head(topic_rows(Row(x, topics), of).double().sum(0).numpy())
+    head = made(of, topic_rows(Row(x, topics), of))
     covariance = np.cov(public.T) + RIDGE * np.trace(np.cov(public.T)) / P * np.eye(P)
     theirs = LinearDiscriminantAnalysis(
         solver="lsqr", priors=np.full(TOPICS, 1 / TOPICS), covariance_estimator=Fixed(covariance)
@@ -95,7 +100,7 @@ def test_what_the_sums_are_divided_by_does_not_matter(texts):
     public, x, topics = texts
     of = discriminant(public, TOPICS, NAMES)
     sums = topic_rows(Row(x, topics), of).double().sum(0).numpy()
-    one, other = of.head(sums), of.head(sums / 7)
+    one, other = (of.head(of.centres(x)) for x in (sums, sums / 7))
     assert all(np.allclose(one[name], other[name], rtol=1e-5, atol=1e-5) for name in one)
 
 
@@ -104,7 +109,7 @@ def test_a_topic_that_nobody_has_does_not_break_the_others(texts, missing):
     public, x, topics = texts
     there = topics != missing
     of = discriminant(public, TOPICS, NAMES)
-    head = of.head(topic_rows(Row(x[there], topics[there]), of).double().sum(0).numpy())
+    head = made(of, topic_rows(Row(x[there], topics[there]), of))
     assert all(np.isfinite(y).all() for y in head.values())
     assert (said(head, x[there]).argmax(1) == topics[there]).mean() > 0.7
 
@@ -112,8 +117,8 @@ def test_a_topic_that_nobody_has_does_not_break_the_others(texts, missing):
 def test_where_noise_left_no_row_no_head_is_made():
     of = discriminant(np.random.default_rng(0).normal(size=(30, P)), TOPICS, NAMES)
     for sums in (np.zeros(of.size), np.full(of.size, -1.0)):
-        assert of.head(sums) == {}
-    assert of.still.keys() == of.head(np.ones(of.size)).keys() and not any(y.any() for y in of.still.values())
+        assert of.centres(sums) is None
+    assert of.still.keys() == of.head(np.ones((TOPICS, P))).keys() and not any(y.any() for y in of.still.values())
 
 
 def test_a_topic_that_noise_starved_weighs_no_more_than_a_true_mean_could(texts):
@@ -121,7 +126,7 @@ def test_a_topic_that_noise_starved_weighs_no_more_than_a_true_mean_could(texts)
     of = discriminant(public, TOPICS, NAMES)
     noisy = np.random.default_rng(0).normal(size=of.size).reshape(TOPICS, -1)
     noisy[:, -1] = 1.0, -5.0, 5.0
-    head = of.head(noisy)
+    head = of.head(of.centres(noisy))
     centres = np.linalg.solve(of.scale, head["w"].astype(float).T / of.room**2)
     assert np.linalg.norm(centres, axis=0).max() <= 1 + 1e-4
 
@@ -129,8 +134,18 @@ def test_a_topic_that_noise_starved_weighs_no_more_than_a_true_mean_could(texts)
 def test_fewer_public_texts_than_features_do(texts):
     public, x, topics = texts
     of = discriminant(public[: P // 2], TOPICS, NAMES)
-    head = of.head(topic_rows(Row(x, topics), of).double().sum(0).numpy())
+    head = made(of, topic_rows(Row(x, topics), of))
     assert (said(head, x).argmax(1) == topics).mean() > 0.6
+
+
+def test_class_means_outlive_a_model_that_moves_and_shrinks_all_features(texts):
+    public, x, topics = texts
+    before, now = (discriminant(y, TOPICS, NAMES) for y in (public, 0.3 * public + 2.0))
+    centres = before.centres(topic_rows(Row(x, topics), before).double().sum(0).numpy())
+    old, new = before.head(centres), now.head(centres)
+    np.testing.assert_allclose(said(new, 0.3 * x + 2.0), said(old, x), atol=1e-3)
+    right = (said(old, x).argmax(1) == topics).mean()
+    assert (said(old, 0.3 * x + 2.0).argmax(1) == topics).mean() < right - 0.2
 
 
 def test_public_text_that_is_all_alike_is_refused():

@@ -233,7 +233,7 @@ def _inside(s: Subject) -> list[Check]:
     plan, algorithm = s.place.plan, s.place.federation.algorithm
     found = [*check_steps(s.bench, task, s.fullest, plan), *check_surveys(s.fullest, plan)]
     if plan.survey is not None and isinstance(algorithm, Alignment):
-        found += check_statistics(s.bench, task, s.fullest, plan, algorithm.statistics(s.bench))
+        found += check_statistics(s.bench, task, s.fullest, plan, algorithm.statistics(s.bench, task))
     return [Check(check.name, check.p_value, check.said) for check in found]
 
 

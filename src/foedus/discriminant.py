@@ -4,6 +4,9 @@
     m_c    = Σ_{x of topic c} f(x) / n_c                  two sums over rows, of which silos release their noised means
     s_c(x) = r² (⟨m_c, f(x)⟩ − ‖m_c‖² / 2)                log-odds, if each topic has the covariance C; linear in x
 
+A model that goes on learning moves and shrinks all features, and a head of its past is soon worth nothing. What it does
+to public text is known: with b, S and r of the model as it is now, the released m_c stand where they stood in f.
+
 One release of sums trains the whole head: Fisher 1936; of clients' exact sums, Legate et al. 2023, "Guiding the last
 layer in federated learning with pre-trained models"; of noised ones, Mehta et al. 2023, "Differentially private image
 classification from features". So it takes no room in any gradient's clip, and no gradient of it draws the silos'
@@ -55,18 +58,20 @@ class Discriminant:
         return {self.names["0.weight"]: np.zeros((self.topics, len(self.center)), np.float32),
                 self.names["0.bias"]: np.zeros(self.topics, np.float32)}  # fmt: skip
 
-    def head(self, means: np.ndarray) -> Params:
-        """The head's parameters, float32, from (C · (p + 1),) sums or means of rows, whatever they are divided by; {}
-        where noise left no row at all.
-
-        No mean of rows is longer than 1; what noise made longer is brought back to it.
+    def centres(self, means: np.ndarray) -> np.ndarray | None:
+        """m of each topic, (C, p), from (C · (p + 1),) sums or means of rows, whatever they are divided by; None where
+        noise left no row at all. None of them is longer than 1: what noise made longer is brought back to it.
         """
         table = np.asarray(means, np.float64).reshape(self.topics, -1)
         counts, total = table[:, -1] / COUNTED, table[:, -1].sum() / COUNTED
         if not total > 0:
-            return {}
+            return None
         centres = table[:, :-1] / np.sqrt(1 - COUNTED**2) / np.maximum(counts, FEWEST * total)[:, None]
-        centres = centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1.0)
+        return np.asarray(centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1.0))
+
+    def head(self, centres: np.ndarray) -> Params:
+        """The head's parameters, float32. `centres`: of `centres`, by this discriminant or by that of the model's past.
+        """
         weight = self.room**2 * centres @ self.scale
         bias = -weight @ self.center - self.room**2 * (centres**2).sum(1) / 2
         return {self.names["0.weight"]: weight.astype(np.float32), self.names["0.bias"]: bias.astype(np.float32)}

@@ -40,6 +40,7 @@ from .marginals import Marginals, marginals
 from .seeds import derive, generator
 from .silo import LocalPlan
 from .treaty import Treaty
+from .types import Params
 
 TOPICS, DOMAINS = "topics", "domains"
 PUBLIC_TEXTS, STORED_TEXTS, VARIED_TEXTS = 256, 512, 1024
@@ -158,6 +159,7 @@ def _scaffold(treaty: Treaty, plan: LocalPlan, site: Site) -> Scaffold:
 def _alignment(treaty: Treaty, plan: LocalPlan, site: Site) -> Alignment:
     a = treaty.alignment
     attentive = a.attention != "none"
+    again = _discriminants(treaty, site) if a.head == "means" else None
     return Alignment(
         plan, _maps(treaty, site), rounds=treaty.algorithm.rounds, silos=max(1, round(_cohort(treaty, site))),
         weight=a.weight, every=a.every, target=a.target or "", phi=a.attention,
@@ -165,7 +167,7 @@ def _alignment(treaty: Treaty, plan: LocalPlan, site: Site) -> Alignment:
         cap=a.max_share or 1.0, momentum=a.momentum, schedule=a.schedule, average=a.average,
         rate=surveys(treaty).get("survey_rate", 1.0), rows=a.rows, scale=a.scale,
         moments=_moments(treaty, site) if a.attention == "rank" else None,
-        topics=_discriminant(treaty, site) if a.head == "means" else None,
+        topics=again(site.bench.start()) if again else None, again=again,
         tokens=_marginals(treaty, site) if a.tokens else None,
     )  # fmt: skip
 
@@ -176,7 +178,7 @@ def _maps(treaty: Treaty, site: Site) -> dict[int, FourierMap]:
     if site.bench.base.kept and a.layers != (-1,):
         came, do = f"layers = {list(a.layers)}", "Leave out [performance] keep_states, or align the last layer."
         raise ModelError("the last layer alone, where blocks below the first trained one are not there", came, do)
-    seen = _features(site, site.public(a.public_text or "", PUBLIC_TEXTS), a.layers)
+    seen = _features(site, site.public(a.public_text or "", PUBLIC_TEXTS), a.layers, site.bench.start())
     return {
         layer: fourier_map(
             x.shape[1], a.features, bandwidths(x), derive(treaty.seed, "alignment", layer), a.project or None
@@ -185,10 +187,10 @@ def _maps(treaty: Treaty, site: Site) -> dict[int, FourierMap]:
     }
 
 
-def _features(site: Site, text: Encoded, layers: tuple[int, ...]) -> dict[int, np.ndarray]:
+def _features(site: Site, text: Encoded, layers: tuple[int, ...], params: Params) -> dict[int, np.ndarray]:
     """(rows, p) of each layer, of the first row of each document."""
     rows = np.unique(text.documents, return_index=True)[1]
-    params, found = site.bench.start(), {layer: [] for layer in layers}
+    found = {layer: [] for layer in layers}
     for some in np.array_split(rows, -(-len(rows) // 16)):
         seen = site.bench.see(params, site.bench.objective.collate(text, some, 0))
         for layer in layers:
@@ -196,11 +198,20 @@ def _features(site: Site, text: Encoded, layers: tuple[int, ...]) -> dict[int, n
     return {layer: np.concatenate(x) for layer, x in found.items()}
 
 
-def _discriminant(treaty: Treaty, site: Site) -> Discriminant:
-    """What makes a topic head of class means, by public text under the model as it starts."""
-    seen = _features(site, site.public(treaty.alignment.public_text or "", VARIED_TEXTS), (-1,))
-    head = names(site.bench.model)[TOPICS]
-    return discriminant(seen[-1], len(site.bench.objective.topics), head)
+def _discriminants(treaty: Treaty, site: Site) -> Callable[[Params], Discriminant]:
+    """What makes a topic head of class means, by public text under the model with some parameters; silos that survey
+    under the same ones, one after another, look once.
+    """
+    text, head = site.public(treaty.alignment.public_text or "", VARIED_TEXTS), names(site.bench.model)[TOPICS]
+    last: list[tuple[Params, Discriminant]] = []
+
+    def made(params: Params) -> Discriminant:
+        if not last or any(not np.array_equal(x, last[0][0][name]) for name, x in params.items()):
+            seen = _features(site, text, (-1,), params)[-1]
+            last[:] = [(params, discriminant(seen, len(site.bench.objective.topics), head))]
+        return last[0][1]
+
+    return made
 
 
 def _marginals(treaty: Treaty, site: Site) -> Marginals:

@@ -352,7 +352,7 @@ def test_the_head_is_made_of_all_silos_class_means_under_the_last_survey(bench, 
         data = silo.splits["train"]
         seen = bench.see(before, bench.objective.collate(data, range(len(data)), 0))
         sums += topic_rows(seen, topics).detach().double().mean(0).numpy()
-    for name, x in topics.head(sums).items():
+    for name, x in topics.head(topics.centres(sums)).items():
         np.testing.assert_allclose(states[-1][0].params[name], x, rtol=1e-4, atol=1e-4)
 
 
@@ -365,6 +365,51 @@ def test_a_head_of_class_means_has_no_delta_and_stands_still_between_surveys(ben
     assert all(np.array_equal(one.params[name], end.params[name]) for name in topics.names.values())
 
 
+def test_the_head_is_of_the_model_as_it_is_after_a_survey_and_at_the_end(bench, silos, maps, topics):
+    looked = []
+
+    def again(params):
+        looked.append(params)
+        seen = bench.see(params, bench.objective.collate(data, range(len(data)), 0))
+        return discriminant(seen.features().detach().numpy(), len(WORDS), topics.names)
+
+    data = silos["law"].splits["train"]
+    algorithm = align(maps, replace(PLAN, goal=Goal()), every=ROUNDS, topics=topics, again=again)
+    states = [state for state, _, _ in run(algorithm, bench, silos)]
+    assert len(looked) == 2 < ROUNDS  # the one survey found the model as it began
+    sums = np.zeros(topics.size)
+    for silo in silos.values():
+        own = silo.splits["train"]
+        seen = bench.see(bench.start(), bench.objective.collate(own, range(len(own)), 0))
+        sums += topic_rows(seen, topics).detach().double().mean(0).numpy()
+    now = again(states[-1].params)
+    assert not np.allclose(now.center, topics.center, atol=1e-4)
+    for name, x in now.head(topics.centres(sums)).items():
+        np.testing.assert_allclose(states[-1].params[name], x, rtol=1e-4, atol=1e-4)
+    assert states[1].extra[OWN, "centres"].shape == (len(WORDS), len(topics.center))  # no counts of topics
+
+
+def test_later_surveys_see_topics_as_the_model_then_is(bench, silos, maps, topics):
+    looked = []
+    algorithm = align(
+        maps, replace(PLAN, goal=Goal()), every=2, topics=topics, again=lambda x: looked.append(x) or topics
+    )
+    states = [state for state, _, _ in run(algorithm, bench, silos)]
+    at = [
+        next(
+            i
+            for i, state in enumerate(states)
+            if all(np.array_equal(x[n], state.params[n]) for n in x if n not in topics.names.values())
+        )
+        for x in looked
+    ]
+    assert at == [
+        0,
+        *[1] * len(silos),
+        2,
+    ]  # after the first survey; at each silo's second; after that, which is the end
+
+
 def test_a_private_head_is_made_of_what_surveys_released(bench, silos, maps, topics):
     surveys = {"surveys": (0,), "survey_parts": survey_parts("none", topics=True), "survey_ratio": 2.0}
     terms = Terms("example", 1e-5, ROUNDS, noise_multiplier=0.5, steps=2, rate=0.5, divisor=8.0, **surveys)
@@ -372,7 +417,7 @@ def test_a_private_head_is_made_of_what_surveys_released(bench, silos, maps, top
     plan = replace(PLAN, goal=Goal(), privacy=made.steps_at_silos(list(bench.start())), survey=made.survey())
     state, _, engine = last(align(maps, plan, every=ROUNDS, topics=topics), bench, silos)
     released = [tree.part(memory, OWN)["topics"] for memory in engine.memory.values()]
-    for name, x in topics.head(np.sum(released, 0)).items():
+    for name, x in topics.head(topics.centres(np.sum(released, 0))).items():
         np.testing.assert_allclose(state.params[name], x, rtol=1e-5, atol=1e-5)
     unpaid = replace(plan, survey=replace(made.survey(), shares=dict(survey_parts("none"))))
     with pytest.raises(GuaranteeError, match="survey"):

@@ -16,7 +16,7 @@ examples, so per-example clipping stays valid. λ = 0 and γ = 0, b = 1 is FedAv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -53,8 +53,9 @@ class Alignment(Averaging):
     in [0, 1): of the running mean of released parameters that the last round hands out; 0 for the parameters
     themselves. `rate`: of units in a survey; `rows`: of a silo's text in an exact one. `moments`: (p, d') through which
     features go for "rank". `topics`: what makes the topic head of class means; None where there is none, or it learns.
-    `tokens`: what makes the bias of each token's logit; None where there is none. `scale`: of everything but the delta,
-    beside which it is clipped where whole silos are protected.
+    `again`: the same of the model with other parameters; None where what the model begins with has to do. `tokens`:
+    what makes the bias of each token's logit; None where there is none. `scale`: of everything but the delta, beside
+    which it is clipped where whole silos are protected.
     """
 
     local: LocalPlan
@@ -75,6 +76,7 @@ class Alignment(Averaging):
     scale: float = 1.0
     moments: np.ndarray | None = field(default=None, repr=False)
     topics: Discriminant | None = None
+    again: Callable[[Params], Discriminant] | None = field(default=None, repr=False, compare=False)
     tokens: Marginals | None = None
 
     def __post_init__(self) -> None:
@@ -110,7 +112,7 @@ class Alignment(Averaging):
         own = part(memory, OWN)
         if task.round % self.every:
             return own
-        found = survey(bench, task, silo, self.local, self.statistics(bench), limit=self.rows)
+        found = survey(bench, task, silo, self.local, self.statistics(bench, task), limit=self.rows)
         if found.sums[COUNT][0] < 1:
             return own
         past = self.momentum if "embedding" in own else 0.0
@@ -127,7 +129,7 @@ class Alignment(Averaging):
             "round": np.array([task.round]),
         }
 
-    def statistics(self, bench: Bench) -> dict[str, Statistic]:
+    def statistics(self, bench: Bench, task: Task) -> dict[str, Statistic]:
         """What a survey asks of each row."""
         out: dict[str, Statistic] = {"embedding": lambda seen: embedding(seen, self.maps)}
         if self.phi == "entropy":
@@ -138,7 +140,7 @@ class Alignment(Averaging):
             through = self.moments
             out["phi"] = lambda seen: moments(seen, through)
         if self.topics is not None:
-            of = self.topics
+            of = self._topics(task.params) if task.round else self.topics
             out["topics"] = lambda seen: topic_rows(seen, of)
         if self.tokens is not None:
             words = self.tokens
@@ -289,15 +291,34 @@ class Alignment(Averaging):
 
     def refine(self, params: Params, extra: Tree) -> tuple[Params, Tree]:
         """With `average`, the last round hands out a running mean of all rounds' parameters (Polyak & Juditsky 1992). A
-        head of class means and a bias of tokens are those of the last survey.
+        bias of tokens and a head of class means are those of the last survey, the head as of the model after it; and
+        once more after the last round.
         """
         params, extra = self._averaged(params, extra)
-        if self.topics is not None and ("topics", "mean") in extra:
-            params = params | self.topics.head(extra["topics", "mean"])
+        if self.topics is not None:
+            params, extra = self._headed(params, extra)
         if self.tokens is not None and ("tokens", "mean") in extra:
             std = float(np.sqrt(max(0.0, float(extra["tokens", "noise"][0])) / self.silos))
             params = params | self.tokens.moved(params, extra["tokens", "mean"], std)
         return params, {key: x for key, x in extra.items() if key[0] not in self._tables}
+
+    def _headed(self, params: Params, extra: Tree) -> tuple[Params, Tree]:
+        assert self.topics is not None
+        released = extra.get(("topics", "mean"))
+        found = None if released is None else self.topics.centres(released)
+        centres = extra.get((OWN, "centres")) if found is None else found
+        done = int(extra.get((OWN, "headed"), np.zeros(1))[0]) + 1
+        kept: dict[Key, np.ndarray] = {(OWN, "headed"): np.array([done])}
+        if centres is None:
+            return params, dict(extra) | kept
+        if found is not None or done == self.rounds:
+            params = params | self._topics(params).head(centres)
+        return params, dict(extra) | kept | {(OWN, "centres"): centres}
+
+    def _topics(self, params: Params) -> Discriminant:
+        """What makes the head, of the model with these parameters."""
+        assert self.topics is not None
+        return self.topics if self.again is None else self.again(params)
 
     def _averaged(self, params: Params, extra: Tree) -> tuple[Params, Tree]:
         if not self.average:

@@ -19,11 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..governance import RunFolder
 from ..treaty import Treaty, parse
 from .running import CELL, LOG, RUN, keep
+
+if TYPE_CHECKING:
+    from ..build import Workplace
 
 Measure = Callable[..., Mapping[str, Any]]
 
@@ -61,7 +64,6 @@ def _logged(folder: Path, threads: int) -> int:
 
 def carry_out(folder: Path, threads: int, measure: Measure | None = None) -> None:
     """Runs and measures the cell in `folder`. `measure`: left out, `measure.measure`."""
-    from ..build import build
     from ..execute import begin, execute
 
     if measure is None:
@@ -72,7 +74,7 @@ def carry_out(folder: Path, threads: int, measure: Measure | None = None) -> Non
     treaty = replace(parse(wanted["treaty"], str(folder / CELL)), folder=folder / wanted["origin"])
     path = folder / RUN
     run = RunFolder.open(path) if (path / "treaty.toml").is_file() else begin(treaty, path)
-    place = build(_with(treaty, threads))
+    place = _built(_with(treaty, threads), settings["split"])
     if run.read_json("summary.json") is None:
         for event in execute(run, place):
             print(f"{event.kind} {event.phase} {event.round}/{event.rounds}", flush=True)
@@ -95,6 +97,16 @@ def of_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
         "versions": summary["versions"],
         "hardware": summary["hardware"],
     }  # fmt: skip
+
+
+def _built(treaty: Treaty, split: str) -> Workplace:
+    """The treaty made ready, without validation text where another split is measured: nobody looks at it on the way."""
+    from ..build import build, silo_splits
+
+    found = silo_splits(treaty)
+    if split != "validation":
+        found = {name: replace(parts, validation=parts.validation.slice(0, 0)) for name, parts in found.items()}
+    return build(treaty, found)
 
 
 def _far(treaty: Treaty, settings: Mapping[str, Any]) -> list[str]:
