@@ -133,7 +133,7 @@ def test_a_method_behind_masks_is_the_one_in_the_open_up_to_the_grid(tmp_path, m
     for key in parts:
         np.testing.assert_allclose(summed.tensors[key], seen.tensors[key], rtol=0, atol=step + 1e-6, err_msg=str(key))
     for name, x in state.params.items():
-        made = by.alignment.head == "means" and ".topics." in name  # of how the model, moved by the grid, sees public text
+        made = by.alignment.head == "means" and ".topics." in name  # of how the model sees public text
         size = max(1.0, np.abs(x).max())
         np.testing.assert_allclose(behind.params[name], x, rtol=0, atol=size * (1e-3 if made else 10 * step + 1e-6))
     for key, x in state.extra.items():
