@@ -386,7 +386,8 @@ def test_the_head_is_of_the_model_as_it_is_after_a_survey_and_at_the_end(bench, 
     assert not np.allclose(now.center, topics.center, atol=1e-4)
     for name, x in now.head(topics.centres(sums)).items():
         np.testing.assert_allclose(states[-1].params[name], x, rtol=1e-4, atol=1e-4)
-    assert states[1].extra[OWN, "centres"].shape == (len(WORDS), len(topics.center))  # no counts of topics
+    shared = states[1].extra["centres", topics.names["0.weight"]]
+    assert shared.shape == (len(WORDS), len(topics.center))  # no counts
 
 
 def test_later_surveys_see_topics_as_the_model_then_is(bench, silos, maps, topics):

@@ -306,14 +306,15 @@ class Alignment(Averaging):
         assert self.topics is not None
         released = extra.get(("topics", "mean"))
         found = None if released is None else self.topics.centres(released)
-        centres = extra.get((OWN, "centres")) if found is None else found
+        key = "centres", self.topics.names["0.weight"]  # of its shape
+        centres = extra.get(key) if found is None else found
         done = int(extra.get((OWN, "headed"), np.zeros(1))[0]) + 1
         kept: dict[Key, np.ndarray] = {(OWN, "headed"): np.array([done])}
         if centres is None:
             return params, dict(extra) | kept
         if found is not None or done == self.rounds:
             params = params | self._topics(params).head(centres)
-        return params, dict(extra) | kept | {(OWN, "centres"): centres}
+        return params, dict(extra) | kept | {key: centres}
 
     def _topics(self, params: Params) -> Discriminant:
         """What makes the head, of the model with these parameters."""
