@@ -70,7 +70,7 @@ class Discriminant:
         return np.asarray(centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1.0))
 
     def head(self, centres: np.ndarray) -> Params:
-        """The head's parameters, float32. `centres`: of `centres`, by this discriminant or by that of the model's past."""
+        """The head's parameters, float32. `centres`: as from `centres`, of this model or of what it was before."""
         weight = self.room**2 * centres @ self.scale
         bias = -weight @ self.center - self.room**2 * (centres**2).sum(1) / 2
         return {self.names["0.weight"]: weight.astype(np.float32), self.names["0.bias"]: bias.astype(np.float32)}
