@@ -392,23 +392,16 @@ def test_the_head_is_of_the_model_as_it_is_after_a_survey_and_at_the_end(bench, 
 
 def test_later_surveys_see_topics_as_the_model_then_is(bench, silos, maps, topics):
     looked = []
-    algorithm = align(
-        maps, replace(PLAN, goal=Goal()), every=2, topics=topics, again=lambda x: looked.append(x) or topics
-    )
+
+    def again(params):
+        looked.append({name: x for name, x in params.items() if name not in topics.names.values()})
+        return topics
+
+    algorithm = align(maps, replace(PLAN, goal=Goal()), every=2, topics=topics, again=again)
     states = [state for state, _, _ in run(algorithm, bench, silos)]
-    at = [
-        next(
-            i
-            for i, state in enumerate(states)
-            if all(np.array_equal(x[n], state.params[n]) for n in x if n not in topics.names.values())
-        )
-        for x in looked
-    ]
-    assert at == [
-        0,
-        *[1] * len(silos),
-        2,
-    ]  # after the first survey; at each silo's second; after that, which is the end
+    after = [0, *[1] * len(silos), 2]  # the first survey; what each silo's second sees; the end
+    for params, i in zip(looked, after, strict=True):
+        assert all(np.array_equal(x, states[i].params[name]) for name, x in params.items())
 
 
 def test_a_private_head_is_made_of_what_surveys_released(bench, silos, maps, topics):
