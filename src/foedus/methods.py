@@ -6,7 +6,7 @@ sees a treaty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ from .lm.heads import BIAS, attach_bias, attach_head, names, width
 from .lm.load import Base
 from .lm.objectives import Encoded
 from .lm.statistics import token_rows
-from .lm.terms import Denoise, Goal, Term, Topic
+from .lm.terms import Denoise, Goal, Seen, Term, Topic
 from .marginals import Marginals, marginals
 from .seeds import derive, generator
 from .silo import LocalPlan
@@ -189,13 +189,19 @@ def _maps(treaty: Treaty, site: Site) -> dict[int, FourierMap]:
 
 def _features(site: Site, text: Encoded, layers: tuple[int, ...], params: Params) -> dict[int, np.ndarray]:
     """(rows, p) of each layer, of the first row of each document."""
-    rows = np.unique(text.documents, return_index=True)[1]
     found = {layer: [] for layer in layers}
-    for some in np.array_split(rows, -(-len(rows) // 16)):
-        seen = site.bench.see(params, site.bench.objective.collate(text, some, 0))
+    for seen in _first_rows(site, text, params):
         for layer in layers:
             found[layer].append(seen.features(layer).detach().cpu().numpy())
     return {layer: np.concatenate(x) for layer, x in found.items()}
+
+
+def _first_rows(site: Site, text: Encoded, params: Params) -> Iterator[Seen]:
+    """What the model shows of the first row of each document, some at a time."""
+    rows, objective = np.unique(text.documents, return_index=True)[1], site.bench.objective
+    objective.ready(text, rows)
+    for some in np.array_split(rows, -(-len(rows) // 16)):
+        yield site.bench.see(params, objective.collate(text, some, 0))
 
 
 def _discriminants(treaty: Treaty, site: Site) -> Callable[[Params], Discriminant]:
@@ -219,10 +225,7 @@ def _marginals(treaty: Treaty, site: Site) -> Marginals:
     text, params = site.public(treaty.alignment.public_text or "", PUBLIC_TEXTS), site.bench.start()
     name = names(site.bench.model)[BIAS]["bias"]
     whole = Marginals(min(treaty.alignment.tokens, len(params[name])), 1.0, len(params[name]), name)
-    rows, found = np.unique(text.documents, return_index=True)[1], []
-    for some in np.array_split(rows, -(-len(rows) // 16)):
-        seen = site.bench.see(params, site.bench.objective.collate(text, some, 0))
-        found.append(token_rows(seen, whole).cpu().numpy())
+    found = [token_rows(seen, whole).cpu().numpy() for seen in _first_rows(site, text, params)]
     return marginals(np.concatenate(found), whole.tokens, name)
 
 

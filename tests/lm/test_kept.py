@@ -145,6 +145,23 @@ def test_rows_of_one_length_go_through_the_blocks_together(tmp_path, monkeypatch
     assert not seen
 
 
+def test_two_processes_that_fill_at_once_share_the_work(tmp_path, monkeypatch):
+    (one, text), (other, _) = prepared(tmp_path), prepared(tmp_path)
+    right, rows = room.States._states, []
+
+    def while_another_works(self, some):
+        rows.append(len(some))
+        if len(rows) == 1:
+            other.objective.ready(text, range(len(text)))
+        return right(self, some)
+
+    monkeypatch.setattr(room, "TOGETHER", 2)
+    monkeypatch.setattr(room.States, "_states", while_another_works)
+    one.objective.ready(text, range(len(text)))
+    different = len({int(row[0]) for row in text.places})
+    assert sum(rows) == different + rows[0]  # what both were at
+
+
 def test_rows_of_the_same_tokens_share_a_place_and_others_do_not(tmp_path):
     bench, encoded = prepared(tmp_path)
     again = bench.objective.encode(

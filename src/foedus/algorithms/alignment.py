@@ -294,41 +294,40 @@ class Alignment(Averaging):
         bias of tokens and a head of class means are those of the last survey, the head as of the model after it; and
         once more after the last round.
         """
-        params, extra = self._averaged(params, extra)
+        done = int(extra.get((OWN, "rounds"), np.zeros(1))[0]) + 1
+        extra = dict(extra) | {(OWN, "rounds"): np.array([done])}
+        params, extra = self._averaged(params, extra, done)
         if self.topics is not None:
-            params, extra = self._headed(params, extra)
+            params, extra = self._headed(params, extra, self.topics, last=done == self.rounds)
         if self.tokens is not None and ("tokens", "mean") in extra:
             std = float(np.sqrt(max(0.0, float(extra["tokens", "noise"][0])) / self.silos))
             params = params | self.tokens.moved(params, extra["tokens", "mean"], std)
         return params, {key: x for key, x in extra.items() if key[0] not in self._tables}
 
-    def _headed(self, params: Params, extra: Tree) -> tuple[Params, Tree]:
-        assert self.topics is not None
+    def _headed(self, params: Params, extra: Tree, topics: Discriminant, last: bool) -> tuple[Params, Tree]:
+        """Class means wait from survey to survey, in the shape of the head's weight."""
+        key = "centres", topics.names["0.weight"]
         released = extra.get(("topics", "mean"))
-        found = None if released is None else self.topics.centres(released)
-        key = "centres", self.topics.names["0.weight"]  # of its shape
+        found = None if released is None else topics.centres(released)
         centres = extra.get(key) if found is None else found
-        done = int(extra.get((OWN, "headed"), np.zeros(1))[0]) + 1
-        kept: dict[Key, np.ndarray] = {(OWN, "headed"): np.array([done])}
         if centres is None:
-            return params, dict(extra) | kept
-        if found is not None or done == self.rounds:
+            return params, extra
+        if found is not None or last:
             params = params | self._topics(params).head(centres)
-        return params, dict(extra) | kept | {key: centres}
+        return params, dict(extra) | {key: centres}
 
     def _topics(self, params: Params) -> Discriminant:
         """What makes the head, of the model with these parameters."""
         assert self.topics is not None
         return self.topics if self.again is None else self.again(params)
 
-    def _averaged(self, params: Params, extra: Tree) -> tuple[Params, Tree]:
+    def _averaged(self, params: Params, extra: Tree, done: int) -> tuple[Params, Tree]:
         if not self.average:
             return params, extra
-        done = int(extra.get((OWN, "rounds"), np.zeros(1))[0]) + 1
         keep = (self.average - self.average**done) / (1 - self.average**done)  # 0 at first: no start to forget
         past = part(extra, "average") or params
         mean = {name: keep * past[name] + (1 - keep) * x for name, x in params.items() if name not in self._made}
-        kept = dict(extra) | as_part("average", mean) | {(OWN, "rounds"): np.array([done])}
+        kept = dict(extra) | as_part("average", mean)
         return ({**params, **mean} if done == self.rounds else params), kept
 
 

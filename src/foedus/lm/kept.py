@@ -16,8 +16,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import numpy as np
@@ -97,14 +97,17 @@ class States:
 
     def fill(self, rows: Mapping[int, np.ndarray]) -> None:
         """Computes what is not there yet. `rows`: place → tokens. Not even rounding depends on the company that a row
-        is read in; two processes that do it at once write the same.
+        is read in, so processes that do it at once share the work: each goes in an order of its own, and leaves out
+        what another has done meanwhile.
         """
-        missing = sorted((place for place in rows if not self.filled[place]), key=lambda place: len(rows[place]))
-        for length, alike in groupby(missing, key=lambda place: len(rows[place])):
-            places = list(alike)
-            while places:
-                count = min(TOGETHER, 1 << len(places).bit_length() - 1)
-                now, places = places[:count], places[count:]
+        missing = [place for place in rows if not self.filled[place]]
+        SystemRandom().shuffle(missing)
+        alike: dict[int, list[int]] = {}
+        for place in missing:
+            alike.setdefault(len(rows[place]), []).append(place)
+        for length, places in alike.items():
+            while places := [place for place in places if not self.filled[place]]:
+                now = places[: min(TOGETHER, 1 << len(places).bit_length() - 1)]
                 for place, states in zip(now, self._states(np.stack([rows[place] for place in now])), strict=True):
                     self.table[place : place + length] = states
                     self.filled[place] = 1

@@ -27,7 +27,9 @@ def evaluate(
     same ones. `tokens`: about how many go in one batch.
     """
     sums: dict[tuple[str, str], float] = {}
-    for rows in _batches(data, seed, limit, tokens):
+    batches = list(_batches(data, seed, limit, tokens))
+    objective.ready(data, [row for rows in batches for row in rows])
+    for rows in batches:
         batch = objective.collate(data, rows, derive(seed, "evaluate", int(rows[0])))
         found = {**scores(batch), "bytes": data.bytes[rows]}
         for measure in MEASURES:

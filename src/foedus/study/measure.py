@@ -340,6 +340,7 @@ def _seen(place: Workplace, params: Params, data: Encoded, rows: np.ndarray, hea
     lengths = np.diff(data.inputs.bounds)[rows]
     order = left = np.argsort(-lengths, kind="stable")
     features, said = [], []
+    place.bench.objective.ready(data, rows)
     while len(left):
         chosen, left = np.split(left, [max(1, TOKENS // int(lengths[left[0]]))])
         seen = place.bench.see(params, place.bench.objective.collate(data, rows[chosen], 0))
