@@ -13,7 +13,6 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
 
 WORDS = {
     "medicine": "patient doctor fever dose clinic heart blood nurse pain cough".split(),
@@ -26,8 +25,6 @@ LONG = (
     "test_parity.py", "test_methods_run.py", "test_private_run.py", "test_secure_run.py", "test_crash.py",
     "test_chaos.py", "test_deployment.py", "test_secure_processes.py", "test_execute.py", "test_cli.py",
 )  # fmt: skip
-settings.register_profile("foedus", deadline=None)  # how long an example takes is the machine's affair
-settings.load_profile("foedus")
 
 
 def pytest_collection_modifyitems(items):

@@ -190,13 +190,13 @@ def _maps(treaty: Treaty, site: Site) -> dict[int, FourierMap]:
 def _features(site: Site, text: Encoded, layers: tuple[int, ...], params: Params) -> dict[int, np.ndarray]:
     """(rows, p) of each layer, of the first row of each document."""
     found = {layer: [] for layer in layers}
-    for seen in _first_rows(site, text, params):
+    for seen in _seen(site, text, params):
         for layer in layers:
             found[layer].append(seen.features(layer).detach().cpu().numpy())
     return {layer: np.concatenate(x) for layer, x in found.items()}
 
 
-def _first_rows(site: Site, text: Encoded, params: Params) -> Iterator[Seen]:
+def _seen(site: Site, text: Encoded, params: Params) -> Iterator[Seen]:
     """What the model shows of the first row of each document, some at a time."""
     rows, objective = np.unique(text.documents, return_index=True)[1], site.bench.objective
     objective.ready(text, rows)
@@ -225,7 +225,7 @@ def _marginals(treaty: Treaty, site: Site) -> Marginals:
     text, params = site.public(treaty.alignment.public_text or "", PUBLIC_TEXTS), site.bench.start()
     name = names(site.bench.model)[BIAS]["bias"]
     whole = Marginals(min(treaty.alignment.tokens, len(params[name])), 1.0, len(params[name]), name)
-    found = [token_rows(seen, whole).cpu().numpy() for seen in _first_rows(site, text, params)]
+    found = [token_rows(seen, whole).cpu().numpy() for seen in _seen(site, text, params)]
     return marginals(np.concatenate(found), whole.tokens, name)
 
 

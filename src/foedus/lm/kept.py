@@ -105,9 +105,10 @@ class States:
         alike: dict[int, list[int]] = {}
         for place in missing:
             alike.setdefault(len(rows[place]), []).append(place)
-        for length, places in alike.items():
-            while places := [place for place in places if not self.filled[place]]:
-                now = places[: min(TOGETHER, 1 << len(places).bit_length() - 1)]
+        for length, todo in alike.items():
+            places = np.array(todo)
+            while len(places := places[self.filled[places] == 0]):
+                now = places[: min(TOGETHER, 1 << len(places).bit_length() - 1)].tolist()
                 for place, states in zip(now, self._states(np.stack([rows[place] for place in now])), strict=True):
                     self.table[place : place + length] = states
                     self.filled[place] = 1
