@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmarks import __main__ as everything
 from benchmarks import federation, flower, flower_wire, masks, memory, overhead, secure, secure_round, table
 from benchmarks.apart import apart, peak
+from benchmarks.reddit_topics import BORDER, main
 from benchmarks.table import Row, faster, more, share
+from pyarrow import csv
 
 from foedus.build import build
 from foedus.secure import simulate
@@ -150,3 +153,19 @@ def test_rounds_over_tls_that_train_nothing_carry_whole_tasks_and_updates(tmp_pa
             assert scale.of(step) > 6 * size
             event = step()
             assert event.round == 2 and len(event.row["silos"]) == 3 and not event.row["failures"]
+
+
+def test_comments_get_the_topic_of_their_subreddit_and_are_parted_by_a_day(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    day = int(BORDER.timestamp())
+    rows = ((-1, "books", "one,\ntwo"), (0, "news", "three"), (9, "cooking", "four"), (9, "gaming", "five"))
+    lines = [f'"{text}",{day + after},{subreddit}' for after, subreddit, text in rows]
+    Path("comments.csv").write_text("\n".join(["text,created_utc,subreddit", *lines]) + "\n")
+    main(Path("comments.csv"))
+    early, late = (_columns(Path(f"runs/data/{name}.csv")) for name in ("reddit", "reddit-test"))
+    assert early["text"] == ["one,\ntwo"] and early["topic"] == ["culture"]
+    assert late["text"] == ["three", "five"] and late["topic"] == ["world", "play"]
+
+
+def _columns(file):
+    return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True)).to_pydict()

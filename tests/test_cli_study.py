@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,13 @@ def test_the_whole_study_has_the_curves_of_the_paper_and_more():
     assert {"missing-sequence", "missing-token", "missing-topic", "shift", "weight", "gamma"} <= set(curves)
     assert [p.label for p in curves["shift"].point] == ["Low", "Moderate", "High", "Extreme"]
     assert len(study.ablation[0].variant) >= 8
+
+
+def test_on_other_text_everything_is_set_as_the_record_has_it():
+    folder = ROOT / "treaties/studies"
+    small, other = (load(folder / f"alignment-{name}.toml") for name in ("small", "reddit"))
+    assert {m.key: m.changes() for m in small.method} == {m.key: m.changes() for m in other.method}
+    small, other = (tomllib.loads((folder / f"{name}-topics.toml").read_text()) for name in ("newsgroups", "reddit"))
+    own = {"treaty", "data", "silos"}
+    assert {name for name in small if small[name] != other[name]} == own | {"privacy"}
+    assert {key for key, x in small["privacy"].items() if other["privacy"][key] != x} == {"rate"}
