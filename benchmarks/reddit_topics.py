@@ -15,6 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
+from foedus.errors import DataError
+
+COLUMNS = ("text", "created_utc", "subreddit")
 TOPICS = {
     "tech": ("programming", "machinelearning", "compsci", "gadgets"),
     "culture": ("books", "movies", "television"),
@@ -33,8 +36,12 @@ def with_topics(table: pa.Table) -> pa.Table:
 
 
 def main(source: Path) -> None:
-    """Writes both files, and says what is in them."""
-    table = with_topics(csv.read_csv(source, parse_options=csv.ParseOptions(newlines_in_values=True)))
+    """Writes both files, and says what is in them. Raises `DataError` where a column is missing."""
+    found = csv.read_csv(source, parse_options=csv.ParseOptions(newlines_in_values=True))
+    if not set(COLUMNS) <= set(found.column_names):
+        came = ", ".join(found.column_names)
+        raise DataError(f"the columns {', '.join(COLUMNS)}", came, "Rename them in its first line.", where=str(source))
+    table = with_topics(found)
     late = pc.greater_equal(table["created_utc"], int(BORDER.timestamp()))
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, rows in (("reddit.csv", pc.invert(late)), ("reddit-test.csv", late)):

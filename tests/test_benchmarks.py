@@ -16,6 +16,7 @@ from benchmarks.table import Row, faster, more, share
 from pyarrow import csv
 
 from foedus.build import build
+from foedus.errors import DataError
 from foedus.secure import simulate
 from foedus.treaty import parse
 
@@ -165,6 +166,9 @@ def test_comments_get_the_topic_of_their_subreddit_and_are_parted_by_a_day(tmp_p
     early, late = (_columns(Path(f"runs/data/{name}.csv")) for name in ("reddit", "reddit-test"))
     assert early["text"] == ["one,\ntwo"] and early["topic"] == ["culture"]
     assert late["text"] == ["three", "five"] and late["topic"] == ["world", "play"]
+    Path("other.csv").write_text("body,subreddit\none,books\n")
+    with pytest.raises(DataError, match="created_utc"):
+        main(Path("other.csv"))
 
 
 def _columns(file):
